@@ -1,0 +1,283 @@
+"""Every file call of the protocol, and its clock.
+
+All paths are relative to the spool's root. Nothing else in fsbroker touches a spool
+path, so that a model file system can stand in for this class in the simulation
+(`tests/sim`), with crashes, stale caches and replies that lie.
+
+`OSError` passes through where the protocol decides by it (ENOENT, EEXIST, EIO, ...);
+what only the user can mend (no space, no permission, read-only) is raised as a
+`SpoolError` that names the path and the cure.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Protocol, TypeVar
+
+from fsbroker.errors import FileRefused, SpoolError, SpoolFull, SpoolUnwritable
+
+T = TypeVar("T")
+Buffer = bytes | bytearray | memoryview
+
+STALE_RETRIES = 5
+"""An ESTALE goes away when the path is looked up again; more than a few mean trouble."""
+
+_FULL = {
+    errno.ENOSPC: "Free some space or inodes ('fsbroker gc' shows what the spool holds)",
+    errno.EDQUOT: "Your quota is used up; free some space ('fsbroker gc' shows what can go)",
+}
+_UNWRITABLE = {
+    errno.EACCES: "Check the owner and mode of the spool",
+    errno.EPERM: "Check the owner and mode of the spool",
+    errno.EROFS: "The file system is mounted read-only",
+}
+
+
+def explain(error: OSError, path: str) -> SpoolError | None:
+    """The error to show for an `OSError` that only the user can mend, else None."""
+    number = error.errno or 0
+    if number in _FULL:
+        return SpoolFull(f"Cannot write ({os.strerror(number)})", path, _FULL[number])
+    if number in _UNWRITABLE:
+        return SpoolUnwritable(f"Cannot use ({os.strerror(number)})", path, _UNWRITABLE[number])
+    return None
+
+
+class Lock(Protocol):
+    """A lock that is held."""
+
+    def release(self) -> None: ...
+
+
+class OpenFile:
+    """A file of the spool, opened for reading and checked through its descriptor.
+
+    Attributes:
+        size: bytes at the time of opening.
+    """
+
+    __slots__ = ("_fd", "owner", "path", "size")
+
+    def __init__(self, fd: int, path: str, status: os.stat_result) -> None:
+        self._fd = fd
+        self.path = path
+        self.size = status.st_size
+        self.owner = status.st_uid
+
+    def read(self, offset: int, length: int) -> bytes:
+        """``length`` bytes from ``offset``; fewer only at the end of the file."""
+        data = os.pread(self._fd, length, offset)
+        if len(data) == length or not data:
+            return data
+        parts = [data]
+        while data and (missing := length - sum(map(len, parts))) > 0:
+            data = os.pread(self._fd, missing, offset + length - missing)
+            parts.append(data)
+        return b"".join(parts)
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset``; the number of bytes read."""
+        done = 0
+        while done < len(buffer):
+            count = os.preadv(self._fd, [buffer[done:]], offset + done)
+            if not count:
+                break
+            done += count
+        return done
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> OpenFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class Files:
+    """The real file system and the real clock.
+
+    Args:
+        root: the spool's directory.
+        lock_class: "flock", "soft" or "none": how `try_lock` excludes. It is for order
+            only; no rule of the protocol rests on it.
+    """
+
+    def __init__(self, root: str, lock_class: str = "flock") -> None:
+        self.root = os.path.abspath(root)
+        self.lock_class = lock_class
+        self._prefix = self.root + "/"
+        self.uid = os.getuid()
+
+    # -- clock and chance ----------------------------------------------------------------
+
+    def monotonic(self) -> float:
+        """Seconds; to compare with own readings only."""
+        return time.monotonic()
+
+    def wall_time(self) -> float:
+        """Seconds since the epoch: to be shown and to sort by, never to decide by."""
+        return time.time()
+
+    def token(self) -> str:
+        """16 random hex digits."""
+        return secrets.token_hex(8)
+
+    # -- reading -------------------------------------------------------------------------
+
+    def names(self, directory: str) -> list[str]:
+        """The names in a directory, in no order, those that begin with a dot left out.
+
+        A listing is fresh on NFS where looking up a fixed name is not.
+        """
+        found = self._retry(os.listdir, directory)
+        return [name for name in found if name[0] != "."]
+
+    def open(self, path: str) -> OpenFile:
+        """Open for reading without following links; only a regular file of this user.
+
+        Raises:
+            FileRefused: a link, a FIFO, a device, or a file of somebody else.
+            FileNotFoundError: it is not there.
+        """
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            fd = self._retry(lambda name: os.open(name, flags), path)
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise FileRefused("Not a regular file (a link)", path) from error
+            raise
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != self.uid:
+            os.close(fd)
+            what = "a file of another user" if stat.S_ISREG(status.st_mode) else "not a file"
+            raise FileRefused(f"Not opened: {what}", path, "Remove it from the spool")
+        return OpenFile(fd, path, status)
+
+    def readlink(self, path: str) -> str:
+        return self._retry(os.readlink, path)
+
+    def age(self, path: str, now: str) -> float:
+        """Seconds between the changes of two files, both by the file server's clock."""
+        return os.lstat(self._prefix + now).st_mtime - os.lstat(self._prefix + path).st_mtime
+
+    def size(self, path: str) -> int:
+        return os.lstat(self._prefix + path).st_size
+
+    # -- writing -------------------------------------------------------------------------
+
+    def write_new(self, path: str, chunks: Sequence[Buffer], sync: bool) -> None:
+        """Create a file with this content; it must not exist. Errors of fsync and close count."""
+        self._retry(lambda name: _write(name, chunks, sync), path)
+
+    def link(self, source: str, path: str) -> None:
+        """A second name for a file, if the name is free (`FileExistsError`)."""
+        target = self._prefix + path
+        self._retry(lambda name: os.link(name, target, follow_symlinks=False), source)
+
+    def symlink(self, content: str, path: str) -> None:
+        """Create a record: whole, and only if the name is free (`FileExistsError`)."""
+        self._retry(lambda name: os.symlink(content, name), path)
+
+    def rename(self, source: str, path: str) -> None:
+        target = self._prefix + path
+        self._retry(lambda name: os.rename(name, target), source)
+
+    def unlink(self, path: str) -> None:
+        self._retry(os.unlink, path)
+
+    def mkdir(self, path: str) -> None:
+        """Create a directory for its owner alone, whatever the umask; it may exist."""
+        with suppress(FileExistsError):
+            self._retry(lambda name: os.mkdir(name, 0o700), path)
+
+    def rmdir(self, path: str) -> None:
+        self._retry(os.rmdir, path)
+
+    def sync_directory(self, path: str) -> None:
+        """Make the names of a directory durable."""
+        self._retry(_sync_directory, path)
+
+    def touch_directory(self, path: str) -> None:
+        """Change a directory's time, so that NFS v3 clients look at it again."""
+        self._retry(os.utime, path)
+
+    # -- locks ---------------------------------------------------------------------------
+
+    def try_lock(self, path: str) -> Lock | None:
+        """The lock if nobody holds it, else None; also where the file system has no locks."""
+        if self.lock_class == "none":
+            return _NoLock()
+        import filelock
+
+        kind = filelock.FileLock if self.lock_class == "flock" else filelock.StrictSoftFileLock
+        options = {"fallback_to_soft": False} if self.lock_class == "flock" else {}
+        lock = kind(
+            self._prefix + path, timeout=0, mode=0o600, thread_local=False, blocking=False, **options
+        )
+        try:
+            lock.acquire()
+        except (filelock.Timeout, NotImplementedError):
+            return None
+        except OSError as error:
+            if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINTR):
+                return None
+            raise
+        return lock
+
+    # -- private -------------------------------------------------------------------------
+
+    def _retry(self, call: Callable[[str], T], path: str) -> T:
+        for attempt in range(STALE_RETRIES):
+            try:
+                return call(self._prefix + path)
+            except OSError as error:
+                if error.errno == errno.ESTALE and attempt < STALE_RETRIES - 1:
+                    continue
+                if told := explain(error, self._prefix + path):
+                    raise told from error
+                raise
+        raise AssertionError("unreachable")
+
+
+class _NoLock:
+    def release(self) -> None:
+        pass
+
+
+def _write(name: str, chunks: Sequence[Buffer], sync: bool) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600)
+    try:
+        for chunk in chunks:
+            rest = memoryview(chunk)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+        if sync:
+            os.fsync(fd)
+    except BaseException:
+        os.close(fd)
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+    os.close(fd)
+
+
+def _sync_directory(name: str) -> None:
+    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

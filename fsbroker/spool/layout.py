@@ -1,0 +1,213 @@
+"""Every name and path in a spool; nothing else knows one.
+
+    SPOOL/
+      spool.yaml                       format, lock class, durability
+      users/<area>/                    one area per user
+        tasks/<stem>.h5                live task files
+        claims/<stem>/<n>              the log of a task file
+        locks/<00..63>                 lock files, by hash of the stem
+        agents/<agent>.<beat>.<n>      presence: beat, number of published result files
+        results/<agent>/<n>.h5         an agent's stream of result files, or its seal
+        packs/<tier>.<token>.h5        merged result files
+        archive/<tier>.<token>.h5      finished task files, bundled
+        blobs/<name>.h5                arrays of 1 MB and more
+        logs/<key>/<agent>.<generation>/   stdout and stderr of each rank
+        cancel/<stem>.<row>            requests to end a row; hints that a log has news
+        quarantine/ tmp/
+
+A name that does not match its pattern is ignored, wherever it came from: editors,
+backups and NFS's own `.nfs...` files leave such names.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import NamedTuple
+
+FORMAT = 1
+"""Version of the on-disk format (docs/format.md)."""
+
+SPOOL_FILE = "spool.yaml"
+LOCKS = 64
+DIRECTORIES = (
+    "tasks",
+    "claims",
+    "locks",
+    "agents",
+    "results",
+    "packs",
+    "archive",
+    "blobs",
+    "jobs",
+    "logs",
+    "cancel",
+    "quarantine",
+    "tmp",
+)
+
+MAX_ROWS = 4096
+MAX_PRIORITY = 9999
+
+
+class Stem(NamedTuple):
+    """What the name of a task file tells before it is opened.
+
+    Names sort in the order in which agents take them: higher priority first, then age.
+
+    Attributes:
+        priority: 0 to 9999, the higher the sooner.
+        born: the client's clock at publication, nanoseconds; to sort by, nothing else.
+        token: random, so that no two files share a name.
+        shape: resources of every row (`Resources.shape`).
+        environment: digest of the interpreter that the rows need.
+        rows: number of rows.
+        waiting: number of rows with dependencies that had no outcome at publication.
+    """
+
+    priority: int
+    born: int
+    token: str
+    shape: str
+    environment: str
+    rows: int
+    waiting: int
+
+    def __str__(self) -> str:
+        return (
+            f"{MAX_PRIORITY - self.priority:04d}-{self.born:016x}-{self.token}-"
+            f"{self.shape}-{self.environment}-{self.rows}-{self.waiting}"
+        )
+
+
+_STEM = re.compile(
+    r"(\d{4})-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-z_]{1,80})-([0-9a-z]{1,16})-(\d{1,4})-(\d{1,4})"
+)
+_PRESENCE = re.compile(r"([0-9a-f]{16})\.(\d{1,12})\.(\d{1,9})")
+_NUMBER = re.compile(r"\d{8}")
+_STREAM_FILE = re.compile(r"(\d{8})\.h5")
+_PACK = re.compile(r"(\d{2})\.([0-9a-f]{16})\.h5")
+_CANCEL = re.compile(r"(.{1,200})\.(\d{1,4})")
+_AGENT = re.compile(r"[0-9a-f]{16}")
+_BLOB = re.compile(r"[0-9a-f]{40}\.h5")
+_AREA = re.compile(r"u\d{1,10}")
+
+
+def parse_stem(stem: str) -> Stem | None:
+    match = _STEM.fullmatch(stem)
+    if match is None:
+        return None
+    rank, born, token, shape, environment, rows, waiting = match.groups()
+    return Stem(
+        MAX_PRIORITY - int(rank), int(born, 16), token, shape, environment, int(rows), int(waiting)
+    )
+
+
+class Presence(NamedTuple):
+    """What an agent says of itself by the name of its presence file."""
+
+    agent: str
+    beat: int
+    published: int
+
+    def __str__(self) -> str:
+        return f"{self.agent}.{self.beat}.{self.published}"
+
+
+def parse_presence(name: str) -> Presence | None:
+    match = _PRESENCE.fullmatch(name)
+    return Presence(match[1], int(match[2]), int(match[3])) if match else None
+
+
+def parse_record(name: str) -> int | None:
+    return int(name) if _NUMBER.fullmatch(name) else None
+
+
+def parse_stream_file(name: str) -> int | None:
+    match = _STREAM_FILE.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def parse_pack(name: str) -> int | None:
+    """The tier of a pack or an archive bundle."""
+    match = _PACK.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def parse_cancel(name: str) -> tuple[str, int] | None:
+    match = _CANCEL.fullmatch(name)
+    return (match[1], int(match[2])) if match and parse_stem(match[1]) else None
+
+
+def is_agent(name: str) -> bool:
+    return _AGENT.fullmatch(name) is not None
+
+
+def is_blob(name: str) -> bool:
+    return _BLOB.fullmatch(name) is not None
+
+
+def is_area(name: str) -> bool:
+    return _AREA.fullmatch(name) is not None
+
+
+def area_of(uid: int) -> str:
+    """The area of a user: by uid, so that two clients of one user never make two."""
+    return f"users/u{uid}"
+
+
+class Area:
+    """The paths of one user's area, relative to the spool."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.tasks = f"{path}/tasks"
+        self.claims = f"{path}/claims"
+        self.agents = f"{path}/agents"
+        self.results = f"{path}/results"
+        self.packs = f"{path}/packs"
+        self.archive = f"{path}/archive"
+        self.blobs = f"{path}/blobs"
+        self.logs = f"{path}/logs"
+        self.cancel = f"{path}/cancel"
+        self.quarantine = f"{path}/quarantine"
+        self.tmp = f"{path}/tmp"
+
+    def task_file(self, stem: str) -> str:
+        return f"{self.tasks}/{stem}.h5"
+
+    def log(self, stem: str) -> str:
+        return f"{self.claims}/{stem}"
+
+    def record(self, stem: str, number: int) -> str:
+        return f"{self.claims}/{stem}/{number:08d}"
+
+    def lock(self, name: str) -> str:
+        return f"{self.path}/locks/{zlib.crc32(name.encode()) % LOCKS:02d}"
+
+    def presence(self, presence: Presence) -> str:
+        return f"{self.agents}/{presence}"
+
+    def stream(self, agent: str) -> str:
+        return f"{self.results}/{agent}"
+
+    def stream_file(self, agent: str, number: int) -> str:
+        return f"{self.results}/{agent}/{number:08d}.h5"
+
+    def pack(self, tier: int, token: str) -> str:
+        return f"{self.packs}/{tier:02d}.{token}.h5"
+
+    def bundle(self, tier: int, token: str) -> str:
+        return f"{self.archive}/{tier:02d}.{token}.h5"
+
+    def blob(self, name: str) -> str:
+        return f"{self.blobs}/{name}"
+
+    def cancel_request(self, stem: str, row: int) -> str:
+        return f"{self.cancel}/{stem}.{row}"
+
+    def task_logs(self, key: bytes, agent: str, generation: int) -> str:
+        return f"{self.logs}/{key.hex()}/{agent}.{generation}"
+
+    def temporary(self, token: str) -> str:
+        return f"{self.tmp}/{token}"
