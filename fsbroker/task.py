@@ -63,3 +63,62 @@ class Payload(NamedTuple):
     data: bytes
     arrays: tuple[np.ndarray, ...] = ()
     dependencies: tuple[Dependency, ...] = ()
+
+
+class Blob(NamedTuple):
+    """A large array that stands in a file of its own under ``blobs/``."""
+
+    name: str
+
+
+class ArrayRef(NamedTuple):
+    """A numeric array in its stored form: its bytes, or the blob that holds them.
+
+    ``order`` is "C" or "F"; the bytes are in that memory order.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    order: str
+    data: bytes | Blob
+
+
+class Value(NamedTuple):
+    """A payload whose arrays are in their stored form, and whose dependencies are known."""
+
+    encoding: int
+    data: bytes
+    arrays: tuple[ArrayRef, ...] = ()
+
+
+class Outcome(NamedTuple):
+    """How one row of a task file ended.
+
+    Attributes:
+        stem, row: the task file, and the row in it.
+        key, descriptor: content address, and digest of what it was made from; 20 bytes.
+        round: how often the key was tried anew before.
+        generation: how often the row was taken over before.
+        attempt: attempts charged to the row before this one.
+        ranks: MPI ranks that ran it.
+        value: what it returned; for a failed row the pickled exception, or a plain None.
+        error: for a failed row: "type", "message", "traceback", and where known "rank",
+            "log" (directory of stdout and stderr), "tail" (last lines of stderr).
+        started: seconds since the epoch. wall, cpu: seconds. peak_memory: bytes.
+    """
+
+    stem: str
+    row: int
+    key: bytes
+    descriptor: bytes
+    round: int
+    generation: int
+    attempt: int
+    ranks: int
+    status: int
+    value: Value
+    error: dict[str, str] | None = None
+    started: float = 0.0
+    wall: float = 0.0
+    cpu: float = 0.0
+    peak_memory: int = 0

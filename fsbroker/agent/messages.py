@@ -12,31 +12,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from fsbroker.task import ArrayRef, Blob, Value
 
-class Blob(NamedTuple):
-    """A large array that stands in a file of its own under ``blobs/``."""
-
-    name: str
-
-
-class ArrayRef(NamedTuple):
-    """A numeric array: its bytes, or the blob that holds them.
-
-    ``order`` is "C" or "F"; the bytes are in that memory order.
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    order: str
-    data: bytes | Blob
-
-
-class Value(NamedTuple):
-    """A payload on the wire: what fills a dependency, or what a function returned."""
-
-    encoding: int
-    data: bytes
-    arrays: tuple[ArrayRef, ...] = ()
+__all__ = ["ArrayRef", "Blob", "Call", "Ended", "Function", "Hello", "Input", "Returned", "Slice", "Value"]
 
 
 class Input(NamedTuple):

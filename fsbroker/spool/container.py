@@ -1,0 +1,215 @@
+"""The container of every published file: an HDF5 file that begins with its own table of contents.
+
+    0        magic line, then one line of JSON (kind, token, meta, sections), padded
+    2^k      the HDF5 image: each section is a contiguous dataset, meta are attributes
+
+HDF5 lets a file begin with a user block of 512, 1024, ... bytes that it skips. fsbroker
+keeps there, for each section, its offset, length and checksum. So `h5dump`, h5py and
+HDFView show everything, while fsbroker itself reads a section with one `pread` and a
+checksum: it never has HDF5 parse bytes that it did not write (a hostile HDF5 file reads
+and writes other files through external storage), and an agent starts without h5py.
+
+Images are built in memory and written by plain writes: HDF5 crashes on a full disk.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew
+from fsbroker.spool.files import Buffer, Files, OpenFile
+from fsbroker.spool.layout import FORMAT
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MAGIC = b"fsbroker"
+SMALLEST_HEADER = 2048
+FIRST_READ = 4096
+LARGEST_HEADER = 16 << 20
+
+
+class Image(NamedTuple):
+    """A file that is ready to be written.
+
+    Attributes:
+        chunks: its bytes, in order.
+        token: random; tells this file from another one under the same name.
+    """
+
+    chunks: list[Buffer]
+    token: str
+
+
+class Section(NamedTuple):
+    """Where a section stands: bytes from the beginning of the file, CRC-32."""
+
+    offset: int
+    length: int
+    checksum: int
+
+
+Content = "bytes | np.ndarray"
+
+
+def image(
+    token: str, kind: str, meta: Mapping[str, Any], sections: Mapping[str, bytes | np.ndarray]
+) -> Image:
+    """Build a file.
+
+    Args:
+        token: 16 random hex digits.
+        kind: "tasks", "results", "pack", "archive", "blob" or "checkpoint".
+        meta: JSON values; shown as HDF5 attributes.
+        sections: by name. Bytes are shown as a string and must then be ASCII text, unless
+            the name ends in ``_pickle``; arrays of one dimension or more as they are.
+    """
+    filled = {name: content for name, content in sections.items() if len(content)}
+    body, offsets = _body(kind, meta, filled)
+    table = {
+        name: (offsets[name], memoryview(content).nbytes, zlib.crc32(_contiguous(content)))
+        for name, content in filled.items()
+    }
+    size = SMALLEST_HEADER
+    while True:
+        shifted = {name: (offset + size, *rest) for name, (offset, *rest) in table.items()}
+        text = json.dumps(
+            {"kind": kind, "token": token, "meta": meta, "sections": shifted},
+            separators=(",", ":"),
+        ).encode()
+        head = b"%s %d %d %08x %08x\n" % (MAGIC, FORMAT, size, len(text), zlib.crc32(text))
+        if len(head) + len(text) < size:
+            break
+        size *= 2
+    padding = b" " * (size - len(head) - len(text) - 1) + b"\n"
+    return Image([head + text + padding, *body], token)
+
+
+def _contiguous(content: bytes | np.ndarray) -> Buffer:
+    return content if isinstance(content, bytes) else memoryview(content).cast("B")
+
+
+def _body(
+    kind: str, meta: Mapping[str, Any], sections: Mapping[str, bytes | np.ndarray]
+) -> tuple[list[Buffer], dict[str, int]]:
+    """The file behind the header, and where in it each section begins."""
+    from fsbroker.spool import hdf5
+
+    return hdf5.build(kind, meta, sections)
+
+
+class Container:
+    """A published file, opened for reading.
+
+    Attributes:
+        path: relative to the spool.
+        kind, token, meta: as it was written.
+        sections: where each stands.
+    """
+
+    __slots__ = ("_file", "kind", "meta", "path", "sections", "token")
+
+    def __init__(self, files: Files, path: str, kind: str | tuple[str, ...]) -> None:
+        self._file: OpenFile = files.open(path)
+        self.path = path
+        try:
+            header = self._header()
+            self.kind: str = header["kind"]
+            self.token: str = header["token"]
+            self.meta: dict[str, Any] = header["meta"]
+            self.sections = {
+                name: Section(*entry) for name, entry in header["sections"].items()
+            }
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            self._file.close()
+            raise FileDamaged("The header cannot be read", path) from error
+        if self.kind not in ((kind,) if isinstance(kind, str) else kind):
+            self._file.close()
+            raise FileRefused(f"Not a file of kind {kind!r} but {self.kind!r}", path)
+
+    def _header(self) -> dict[str, Any]:
+        start = self._file.read(0, FIRST_READ)
+        line, _, rest = start.partition(b"\n")
+        words = line.split()
+        if len(words) < 2 or words[0] != MAGIC:
+            raise FileDamaged("Not an fsbroker file, or cut off", self.path)
+        if int(words[1]) > FORMAT:
+            raise FormatTooNew(
+                f"Format {int(words[1])}, this fsbroker reads up to {FORMAT}",
+                self.path,
+                "Use the newer fsbroker that wrote it",
+            )
+        _, _, size, length, checksum = words
+        if int(size) > LARGEST_HEADER:
+            raise FileDamaged("The header is larger than any that fsbroker writes", self.path)
+        text = rest[: int(length, 16)]
+        if len(text) < int(length, 16):
+            text = self._file.read(len(line) + 1, int(length, 16))
+        if zlib.crc32(text) != int(checksum, 16):
+            raise FileDamaged("The header's checksum is wrong", self.path)
+        header: dict[str, Any] = json.loads(text)
+        return header
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.sections
+
+    def read(self, name: str) -> bytes:
+        """A whole section, checked; nothing for one that is not there (it was empty)."""
+        section = self.sections.get(name)
+        if section is None:
+            return b""
+        return self._checked(section.offset, section.length, section.checksum, name)
+
+    def read_part(self, name: str, offset: int, length: int, checksum: int) -> bytes:
+        """A part of a section, with the checksum that a table row gives for it."""
+        section = self.sections.get(name, Section(0, 0, 0))
+        if offset < 0 or length < 0 or offset + length > section.length:
+            raise FileDamaged(f"A row points outside of section {name!r}", self.path)
+        return self._checked(section.offset + offset, length, checksum, name)
+
+    def table(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
+        """A section as a read-only array of table rows."""
+        import numpy as np
+
+        data = self.read(name)
+        if len(data) % dtype.itemsize:
+            raise FileDamaged(f"Section {name!r} has a broken row", self.path)
+        return np.frombuffer(data, dtype)
+
+    def fill(self, name: str, buffer: memoryview) -> None:
+        """Read a whole section into a buffer of its size."""
+        section = self.sections[name]
+        if section.length != len(buffer) or (
+            self._file.read_into(buffer, section.offset) != section.length
+            or zlib.crc32(buffer) != section.checksum
+        ):
+            raise FileDamaged(f"Checksum of section {name!r} is wrong", self.path)
+
+    def _checked(self, offset: int, length: int, checksum: int, name: str) -> bytes:
+        if offset + length > self._file.size:
+            raise FileDamaged(f"Cut off before the end of section {name!r}", self.path)
+        data = self._file.read(offset, length)
+        if len(data) != length or zlib.crc32(data) != checksum:
+            raise FileDamaged(f"Checksum of section {name!r} is wrong", self.path)
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Container:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def token_of(files: Files, path: str) -> str | None:
+    """The token of the file under this name; None if none is there that can be read."""
+    try:
+        with Container(files, path, ("tasks", "results", "pack", "archive", "blob", "checkpoint")) as file:
+            return file.token
+    except (FileNotFoundError, FileDamaged, FileRefused):
+        return None

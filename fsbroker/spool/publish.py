@@ -1,0 +1,70 @@
+"""Giving a file its final name: once, whole, and for ever (rule 1).
+
+    write tmp/<token>, fsync -> link to the final name -> unlink tmp -> fsync directory
+
+`link` never replaces. Over a network its reply may lie, so after an error the final
+name is opened and the random token inside compared: ours means that it was done.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import suppress
+
+from fsbroker.errors import SpoolError
+from fsbroker.spool.container import Image, token_of
+from fsbroker.spool.files import Files
+from fsbroker.spool.layout import Area
+
+ATTEMPTS = 5
+
+
+def publish(
+    files: Files, area: Area, image: Image, path: str, *, durable: bool
+) -> bool:
+    """Give ``image`` the name ``path``; False if another file has it.
+
+    Args:
+        durable: survive a power loss from the moment this returns.
+
+    Raises:
+        SpoolFull, SpoolUnwritable, OSError: nothing was published.
+    """
+    temporary = area.temporary(image.token)
+    done = _linked(files, temporary, image, path, durable)
+    with suppress(OSError, SpoolError):
+        files.unlink(temporary)
+    if durable and done:
+        files.sync_directory(path.rpartition("/")[0])
+    return done
+
+
+def _linked(files: Files, temporary: str, image: Image, path: str, durable: bool) -> bool:
+    """Write and link. A temporary file that somebody swept meanwhile is written again."""
+    last: OSError | None = None
+    written = False
+    for _ in range(ATTEMPTS):
+        try:
+            if not written:
+                files.write_new(temporary, image.chunks, sync=durable)
+                written = True
+            files.link(temporary, path)
+            return True
+        except OSError as error:
+            last = error
+        if not written:
+            # a failed write or fsync leaves nothing to believe in: begin again, once more
+            # only where the name was taken by an earlier try whose reply was lost
+            if last.errno != errno.EEXIST:
+                raise last
+            with suppress(OSError):
+                files.unlink(temporary)
+            continue
+        found = token_of(files, path)
+        if found is not None:
+            return found == image.token
+        written = last.errno != errno.ENOENT
+    assert last is not None
+    if last.errno == errno.EEXIST:
+        return False  # taken by something that cannot be read: not ours
+    raise last
