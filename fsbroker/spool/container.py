@@ -52,9 +52,6 @@ class Section(NamedTuple):
     checksum: int
 
 
-Content = "bytes | np.ndarray"
-
-
 def image(
     token: str, kind: str, meta: Mapping[str, Any], sections: Mapping[str, bytes | np.ndarray]
 ) -> Image:
@@ -104,6 +101,10 @@ def _body(
 class Container:
     """A published file, opened for reading.
 
+    Args:
+        kinds: which kinds are wanted; all when left out.
+        file: where it is open already (a window into an archive).
+
     Attributes:
         path: relative to the spool.
         kind, token, meta: as it was written.
@@ -112,23 +113,21 @@ class Container:
 
     __slots__ = ("_file", "kind", "meta", "path", "sections", "token")
 
-    def __init__(self, files: Files, path: str, kind: str | tuple[str, ...]) -> None:
-        self._file: OpenFile = files.open(path)
+    def __init__(self, files: Files, path: str, *kinds: str, file: OpenFile | None = None) -> None:
+        self._file: OpenFile = file or files.open(path)
         self.path = path
         try:
             header = self._header()
             self.kind: str = header["kind"]
             self.token: str = header["token"]
             self.meta: dict[str, Any] = header["meta"]
-            self.sections = {
-                name: Section(*entry) for name, entry in header["sections"].items()
-            }
+            self.sections = {name: Section(*entry) for name, entry in header["sections"].items()}
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             self._file.close()
             raise FileDamaged("The header cannot be read", path) from error
-        if self.kind not in ((kind,) if isinstance(kind, str) else kind):
+        if kinds and self.kind not in kinds:
             self._file.close()
-            raise FileRefused(f"Not a file of kind {kind!r} but {self.kind!r}", path)
+            raise FileRefused(f"A file of kind {self.kind!r}, not {' or '.join(kinds)}", path)
 
     def _header(self) -> dict[str, Any]:
         start = self._file.read(0, FIRST_READ)
@@ -209,7 +208,7 @@ class Container:
 def token_of(files: Files, path: str) -> str | None:
     """The token of the file under this name; None if none is there that can be read."""
     try:
-        with Container(files, path, ("tasks", "results", "pack", "archive", "blob", "checkpoint")) as file:
+        with Container(files, path) as file:
             return file.token
     except (FileNotFoundError, FileDamaged, FileRefused):
         return None

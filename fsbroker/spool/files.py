@@ -225,7 +225,12 @@ class Files:
         kind = filelock.FileLock if self.lock_class == "flock" else filelock.StrictSoftFileLock
         options = {"fallback_to_soft": False} if self.lock_class == "flock" else {}
         lock = kind(
-            self._prefix + path, timeout=0, mode=0o600, thread_local=False, blocking=False, **options
+            self._prefix + path,
+            timeout=0,
+            mode=0o600,
+            thread_local=False,
+            blocking=False,
+            **options,
         )
         try:
             lock.acquire()

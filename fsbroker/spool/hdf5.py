@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-import h5py
 import numpy as np
 from h5py import h5a, h5d, h5f, h5p, h5s, h5t
 
@@ -19,9 +18,6 @@ from fsbroker.spool.files import Buffer
 
 _LINKS = h5p.create(h5p.LINK_CREATE)
 _LINKS.set_create_intermediate_group(True)
-
-LARGE = 1 << 20
-"""From this size on a dataset is laid out by HDF5 but written by us, without copies."""
 
 
 def build(
@@ -76,6 +72,3 @@ def _string(length: int) -> h5t.TypeID:
 @lru_cache(64)
 def _numeric(dtype: np.dtype[Any]) -> h5t.TypeID:
     return h5t.py_create(dtype)
-
-
-__all__ = ["build", "h5py"]

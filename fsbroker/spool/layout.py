@@ -9,7 +9,8 @@
         agents/<agent>.<beat>.<n>      presence: beat, number of published result files
         results/<agent>/<n>.h5         an agent's stream of result files, or its seal
         packs/<tier>.<token>.h5        merged result files
-        archive/<tier>.<token>.h5      finished task files, bundled
+        archive/<stem>.h5              finished task files
+      archive/<tier>.<token>.h5      many of them in one
         blobs/<name>.h5                arrays of 1 MB and more
         logs/<key>/<agent>.<generation>/   stdout and stderr of each rank
         cancel/<stem>.<row>            requests to end a row; hints that a log has news
@@ -196,6 +197,9 @@ class Area:
 
     def pack(self, tier: int, token: str) -> str:
         return f"{self.packs}/{tier:02d}.{token}.h5"
+
+    def archived(self, stem: str) -> str:
+        return f"{self.archive}/{stem}.h5"
 
     def bundle(self, tier: int, token: str) -> str:
         return f"{self.archive}/{tier:02d}.{token}.h5"

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 from urllib.parse import quote, unquote
 
-from fsbroker.errors import FileDamaged, FileRefused, SpoolError
+from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.spool.container import Container, image
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, parse_record
@@ -348,9 +348,7 @@ class Log:
 
     def _read_checkpoint(self, number: int) -> Fold | None:
         try:
-            with Container(
-                self._files, self._area.record(self.stem, number), "checkpoint"
-            ) as file:
+            with Container(self._files, self._area.record(self.stem, number), "checkpoint") as file:
                 fold = Fold.from_json(file.read("fold"))
         except (FileNotFoundError, FileDamaged, FileRefused, ValueError, KeyError):
             return None  # the records before it say the same
@@ -374,9 +372,9 @@ class Log:
         Raises:
             Retired: the log is gone.
         """
-        if self.fold.next % CHECKPOINT_EVERY == 0 and self.fold.next:
-            if not self._append_checkpoint():
-                return False
+        due = self.fold.next and self.fold.next % CHECKPOINT_EVERY == 0
+        if due and not self._append_checkpoint():
+            return False
         record = Record(kind, by, self._files.token(), tuple(rows), about)
         if not self._create(self.fold.next, record):
             return False
@@ -389,18 +387,17 @@ class Log:
         try:
             self._files.symlink(text, path)
             return True
-        except FileNotFoundError:
-            raise Retired(self.stem) from None
         except OSError as error:
             # The reply may lie both ways: only the content tells whose record it is.
             try:
                 return self._files.readlink(path) == text
-            except FileNotFoundError:
-                return False
             except OSError as unreadable:
                 if unreadable.errno == errno.EINVAL:
                     return False
-                raise error from None
+                if unreadable.errno != errno.ENOENT:
+                    raise error from None
+            self._numbers()  # raises Retired if the whole log is gone
+            return False
 
     def _append_checkpoint(self) -> bool:
         number = self.fold.next
@@ -436,17 +433,3 @@ def fitting(rows: Sequence[Range], about: str = "") -> Sequence[Range]:
         if room < 0:
             return rows[:count]
     return rows
-
-
-__all__ = [
-    "Fold",
-    "Kind",
-    "Log",
-    "Record",
-    "Retired",
-    "SpoolError",
-    "State",
-    "fitting",
-    "ranges_of",
-    "rows_of",
-]

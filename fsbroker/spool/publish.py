@@ -19,9 +19,7 @@ from fsbroker.spool.layout import Area
 ATTEMPTS = 5
 
 
-def publish(
-    files: Files, area: Area, image: Image, path: str, *, durable: bool
-) -> bool:
+def publish(files: Files, area: Area, image: Image, path: str, *, durable: bool) -> bool:
     """Give ``image`` the name ``path``; False if another file has it.
 
     Args:

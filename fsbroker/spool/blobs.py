@@ -1,0 +1,72 @@
+"""Arrays of 1 MB and more: one file each, so that they are written and read without copies.
+
+A blob is named by the digest of its content where it is an argument (the key was made
+from that digest anyway, and two tasks with the same array share it), at random where it
+is a value. It is published before the file that refers to it; one that nothing refers to
+is left over from a crash and found by gc.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fsbroker.errors import FileDamaged
+from fsbroker.spool.container import Container, image
+from fsbroker.spool.files import Files
+from fsbroker.spool.layout import Area
+from fsbroker.spool.publish import publish
+from fsbroker.task import ArrayRef, Blob
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SMALLEST = 1 << 20
+"""Bytes from which on an array becomes a blob."""
+
+
+def write_array(
+    files: Files, area: Area, array: np.ndarray, digest: str | None, *, durable: bool
+) -> Blob:
+    """Publish an array of any shape, in C or F order.
+
+    Args:
+        digest: 40 hex digits of its content, or None for a random name.
+    """
+    name = f"{digest or files.token() + files.token() + files.token()[:8]}.h5"
+    content = array if array.flags.c_contiguous else array.T
+    token = files.token()
+    made = image(token, "blob", {"order": "C" if content is array else "F"}, {"array": content})
+    publish(files, area, made, area.blob(name), durable=durable)
+    return Blob(name)
+
+
+def read_array(files: Files, area: Area, ref: ArrayRef) -> np.ndarray:
+    """The array, writable and in its own memory."""
+    import numpy as np
+
+    shape = ref.shape if ref.order == "C" else ref.shape[::-1]
+    if isinstance(ref.data, Blob):
+        content = np.empty(shape, np.dtype(ref.dtype))
+        with Container(files, area.blob(ref.data.name), "blob") as file:
+            if file.sections["array"].length != content.nbytes:
+                raise FileDamaged("The blob has another size than its row says", file.path)
+            file.fill("array", memoryview(content).cast("B"))
+    else:
+        content = np.frombuffer(bytearray(ref.data), np.dtype(ref.dtype)).reshape(shape)
+    return content if ref.order == "C" else content.T
+
+
+def store(
+    files: Files, area: Area, array: np.ndarray, digest: str | None, *, durable: bool
+) -> ArrayRef:
+    """The stored form of an array: its bytes if it is small, else a blob."""
+    order = "C" if array.flags.c_contiguous or not array.flags.f_contiguous else "F"
+    if order == "C":
+        import numpy as np
+
+        array = np.ascontiguousarray(array).reshape(array.shape)
+    if array.nbytes >= SMALLEST:
+        data: bytes | Blob = write_array(files, area, array, digest, durable=durable)
+    else:
+        data = array.tobytes(order)  # type: ignore[arg-type]
+    return ArrayRef(array.dtype.str, array.shape, order, data)

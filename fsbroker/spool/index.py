@@ -1,0 +1,275 @@
+"""What has been published: new result files, and where the outcome of a key stands.
+
+`Results` is one process's view of all streams and packs. It grows by listing: a poll
+costs one listing of ``agents/``, and the reading of what is new. A deep poll also lists
+``results/`` and ``packs/``, for streams whose agents came and went unseen.
+
+Look-ups go tasks, then fresh results, then packs: a task file is retired only after
+its outcomes are published, and a result file deleted only after its pack is, so what
+has left one place is found in the next one. The other way round both could be missed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import repeat
+from typing import NamedTuple
+
+import numpy as np
+
+from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.spool.files import Files
+from fsbroker.spool.layout import Area, Presence, is_agent, parse_pack
+from fsbroker.spool.presence import listing
+from fsbroker.spool.streams import ResultFile, entries, is_seal
+from fsbroker.task import KEY_BYTES, Status
+
+OPEN_FILES = 32
+"""Result files kept open for reading values."""
+ATTEMPTS = 3
+"""How often a look-up starts again when a file moved into a pack under it."""
+
+
+class Place(NamedTuple):
+    """Where an outcome stands: a result file or pack, and the row in it."""
+
+    path: str
+    index: int
+
+
+class Found(NamedTuple):
+    """The current outcome of a key."""
+
+    place: Place
+    status: int
+    round: int
+    descriptor: bytes
+
+
+class _StreamState:
+    __slots__ = ("closed", "next")
+
+    def __init__(self) -> None:
+        self.next = 0
+        self.closed = False
+
+
+class _Pack:
+    """The sorted keys of a pack."""
+
+    def __init__(self, file: ResultFile) -> None:
+        self.path = file.path
+        self.keys = np.frombuffer(file.rows["key"].tobytes(), f"S{KEY_BYTES}")
+
+    def rows(self, key: bytes) -> range:
+        wanted = np.frombuffer(key, f"S{KEY_BYTES}")[0]
+        first = int(np.searchsorted(self.keys, wanted, "left"))
+        return range(first, int(np.searchsorted(self.keys, wanted, "right")))
+
+    def holding(self, keys: list[bytes]) -> list[bytes]:
+        """Those of the keys that stand in this pack."""
+        if not len(self.keys):
+            return []
+        wanted = np.frombuffer(b"".join(keys), f"S{KEY_BYTES}")
+        at = np.searchsorted(self.keys, wanted)
+        at[at == len(self.keys)] = 0
+        return [keys[i] for i in np.flatnonzero(self.keys[at] == wanted)]
+
+
+class Results:
+    """All results of an area, as far as this process has looked.
+
+    Attributes:
+        damaged: paths of files that cannot be read, with the reason: not looked at again.
+    """
+
+    def __init__(self, files: Files, area: Area) -> None:
+        self._files = files
+        self._area = area
+        self._streams: dict[str, _StreamState] = {}
+        self._present: dict[str, Presence] = {}
+        self._fresh: dict[bytes, list[Place]] = {}
+        self._packs: dict[str, _Pack] = {}
+        self._open: dict[str, ResultFile] = {}
+        self._looked = False
+        self.damaged: dict[str, FileDamaged] = {}
+
+    # -- news ----------------------------------------------------------------------------
+
+    def poll(self, *, deep: bool = False) -> list[ResultFile]:
+        """The result files and packs that were not there before."""
+        present = {presence.agent: presence for presence in listing(self._files, self._area)}
+        gone = self._present.keys() - present.keys()
+        self._present = present
+        news: list[ResultFile] = []
+        missed = False
+        for presence in present.values():
+            state = self._streams.setdefault(presence.agent, _StreamState())
+            if presence.published > state.next:
+                missed |= self._read(presence.agent, presence.published, news)
+        for agent in gone:
+            missed |= self._read(agent, 0, news)
+        if deep or missed or not self._looked:
+            self._read_unlisted(news)
+            news += self._new_packs()
+            self._looked = True
+        return news
+
+    def _read_unlisted(self, news: list[ResultFile]) -> None:
+        for agent in self._files.names(self._area.results):
+            if is_agent(agent) and not self._streams.setdefault(agent, _StreamState()).closed:
+                self._read(agent, 0, news)
+
+    def _read(self, agent: str, published: int, news: list[ResultFile]) -> bool:
+        """Read a stream on; True if a part of it has gone into a pack before it was seen."""
+        state = self._streams.setdefault(agent, _StreamState())
+        if state.closed:
+            return False
+        numbers = entries(self._files, self._area, agent)
+        new = [number for number in numbers if number >= state.next]
+        missed = False
+        for number in new:
+            file = self._result(agent, number, last=number == numbers[-1])
+            if file is not None:
+                news.append(file)
+                self._index(file)
+            missed |= number > state.next
+            state.next = number + 1
+        if not new and numbers and published > state.next and numbers[-1] >= published - 1:
+            state.next = published
+            missed = True
+        return missed
+
+    def _result(self, agent: str, number: int, *, last: bool) -> ResultFile | None:
+        path = self._area.stream_file(agent, number)
+        try:
+            return self._opened(path)
+        except FileNotFoundError:
+            return None
+        except FileRefused:
+            if is_seal(self._files, self._area, agent, number):
+                self._streams[agent].closed = last
+                return None
+            self.damaged[path] = FileDamaged("Not a result file", path)
+        except FileDamaged as error:
+            self.damaged[path] = error
+        return None
+
+    def _opened(self, path: str) -> ResultFile:
+        file = self._open.pop(path, None)
+        if file is None:
+            try:
+                file = ResultFile(self._files, path)
+            except FileDamaged:
+                file = ResultFile(self._files, path)  # damaged only if it is so twice
+        self._open[path] = file
+        if len(self._open) > OPEN_FILES:
+            self._open.pop(next(iter(self._open))).close()
+        return file
+
+    def _index(self, file: ResultFile) -> None:
+        fresh, path = self._fresh, file.path
+        keys = file.keys
+        again = [(index, key) for index, key in enumerate(keys) if key in fresh]
+        places = map(list, zip(map(Place, repeat(path), range(len(keys)))))
+        if not again and len(set(keys)) == len(keys):
+            fresh.update(zip(keys, places, strict=False))
+            return
+        for index, key in enumerate(keys):
+            fresh.setdefault(key, []).append(Place(path, index))
+
+    def _new_packs(self) -> list[ResultFile]:
+        names = self._files.names(self._area.packs)
+        paths = {f"{self._area.packs}/{name}" for name in names if parse_pack(name) is not None}
+        for path in self._packs.keys() - paths:
+            del self._packs[path]
+        news = []
+        for path in sorted(paths - self._packs.keys() - self.damaged.keys()):
+            try:
+                file = self._opened(path)
+            except FileNotFoundError:
+                continue
+            except FileDamaged as error:
+                self.damaged[path] = error
+                continue
+            self._packs[path] = _Pack(file)
+            self._forget_packed(file)
+            news.append(file)
+        return news
+
+    def _forget_packed(self, pack: ResultFile) -> None:
+        """Look-ups will find these rows in the pack: the memory for them is free again."""
+        inputs = set(pack.meta.get("inputs", ()))
+        for key in pack.keys:
+            places = self._fresh.get(key)
+            if places is not None:
+                left = [place for place in places if place.path not in inputs]
+                if left:
+                    self._fresh[key] = left
+                else:
+                    del self._fresh[key]
+
+    # -- look-ups ------------------------------------------------------------------------
+
+    def known(self, keys: list[bytes]) -> set[bytes]:
+        """Those of the keys with an outcome of any sort; call `poll` before."""
+        found = self._fresh.keys() & set(keys)
+        for pack in self._packs.values():
+            found.update(pack.holding(keys))
+        return found
+
+    def find(self, key: bytes) -> Found | None:
+        """The current outcome of a key: a value before a failure, then the highest round.
+
+        Call `poll` before.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                return max(
+                    self._all(key),
+                    key=lambda found: (found.status == Status.DONE, found.round),
+                    default=None,
+                )
+            except FileNotFoundError:
+                self._restart()
+        return None
+
+    def _all(self, key: bytes) -> Iterator[Found]:
+        for place in list(self._fresh.get(key, ())):
+            yield self._found(place)
+        for pack in list(self._packs.values()):
+            for index in pack.rows(key):
+                yield self._found(Place(pack.path, index))
+
+    def _found(self, place: Place) -> Found:
+        row = self._opened(place.path).rows[place.index]
+        return Found(place, int(row["status"]), int(row["round"]), row["descriptor"].tobytes())
+
+    def _restart(self) -> None:
+        """A file went into a pack: forget what is gone, and look at the packs again."""
+        for key, places in list(self._fresh.items()):
+            left = [place for place in places if self._is_there(place.path)]
+            if left:
+                self._fresh[key] = left
+            else:
+                del self._fresh[key]
+        self._new_packs()
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self._opened(path)
+        except (FileNotFoundError, FileDamaged):
+            return False
+        return True
+
+    def file(self, path: str) -> ResultFile:
+        """An open result file or pack.
+
+        Raises:
+            FileNotFoundError: it went into a pack; look the key up again.
+        """
+        return self._opened(path)
+
+    def present(self) -> Iterable[Presence]:
+        """The agents that the last poll saw."""
+        return self._present.values()

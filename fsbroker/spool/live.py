@@ -1,0 +1,176 @@
+"""Live task files: their birth, their end, and a process's view of those between.
+
+    birth    make the log's directory, link the task file
+    end      last record `retire`, link into the archive, unlink the live name, delete the log
+
+Agents never make a log's directory, so its absence means retired, to everybody. Each
+step of the end may be done again by anybody who finds it undone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cached_property
+
+import numpy as np
+
+from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.spool.container import Image
+from fsbroker.spool.files import Files
+from fsbroker.spool.layout import Area, Stem, parse_record, parse_stem
+from fsbroker.spool.log import Fold, Kind, Log
+from fsbroker.spool.publish import publish
+from fsbroker.spool.taskfile import TaskFile
+from fsbroker.task import KEY_BYTES
+
+
+def give_birth(files: Files, area: Area, stem: Stem, made: Image, *, durable: bool) -> None:
+    """Publish a task file. The name holds a random token, so it is free."""
+    files.mkdir(area.log(str(stem)))
+    if durable:
+        # A task file that outlived its log would be taken for retired.
+        files.sync_directory(area.claims)
+    if not publish(files, area, made, area.task_file(str(stem)), durable=durable):
+        raise FileRefused("The name of a new task file is taken", area.task_file(str(stem)))
+
+
+def retire(files: Files, area: Area, live: LiveFile, by: str) -> bool:
+    """End a task file all of whose rows have ended; False if somebody else appended first."""
+    if not live.log.append(Kind.RETIRE, by, ()):
+        return False
+    live.log.sync()
+    bury(files, area, live.stem)
+    return True
+
+
+def bury(files: Files, area: Area, stem: str) -> None:
+    """What follows the retire record, from whichever step it was left at."""
+    with suppress(FileExistsError, FileNotFoundError):
+        files.link(area.task_file(stem), area.archived(stem))
+    files.sync_directory(area.archive)
+    with suppress(FileNotFoundError):
+        files.unlink(area.task_file(stem))
+    files.sync_directory(area.tasks)
+    # The log leaves its place at once: were it emptied there, somebody with an old fold
+    # could append to it again.
+    grave = area.temporary(f"log-{files.token()}")
+    with suppress(FileNotFoundError):
+        files.rename(area.log(stem), grave)
+        delete_log(files, grave)
+
+
+def delete_log(files: Files, path: str) -> None:
+    """Delete a log's directory, the retire record last."""
+    for name in sorted(files.names(path), key=lambda name: parse_record(name) or 0):
+        with suppress(FileNotFoundError):
+            files.unlink(f"{path}/{name}")
+    with suppress(OSError):
+        files.rmdir(path)
+
+
+class LiveFile:
+    """One live task file, read as far as it was needed."""
+
+    def __init__(self, files: Files, area: Area, stem: str, name: Stem) -> None:
+        self._files = files
+        self._area = area
+        self.stem = stem
+        self.name = name
+
+    @cached_property
+    def file(self) -> TaskFile:
+        """The tasks themselves.
+
+        Raises:
+            FileNotFoundError: it was retired.
+        """
+        path = self._area.task_file(self.stem)
+        try:
+            return TaskFile(self._files, path, self.stem)
+        except FileDamaged:
+            return TaskFile(self._files, path, self.stem)  # damaged only if it is so twice
+
+    @cached_property
+    def log(self) -> Log:
+        waiting = np.flatnonzero(self.file.rows["dependencies"]) if self.name.waiting else ()
+        return Log(self._files, self._area, self.stem, Fold(self.name.rows, map(int, waiting)))
+
+    @cached_property
+    def _sorted_keys(self) -> tuple[np.ndarray, np.ndarray]:
+        keys = np.frombuffer(self.file.rows["key"].tobytes(), f"S{KEY_BYTES}")
+        order = np.argsort(keys)
+        return keys[order], order
+
+    def holding(self, keys: list[bytes]) -> dict[bytes, int]:
+        """Those of the keys that this file has, and their rows."""
+        own, order = self._sorted_keys
+        wanted = np.frombuffer(b"".join(keys), f"S{KEY_BYTES}")
+        at = np.searchsorted(own, wanted)
+        at[at == len(own)] = 0
+        return {keys[i]: int(order[at[i]]) for i in np.flatnonzero(own[at] == wanted)}
+
+
+class LiveFiles:
+    """The live task files of an area, as one process sees them, in the order of their names.
+
+    Attributes:
+        damaged: stems of task files that cannot be read, with the reason.
+    """
+
+    def __init__(self, files: Files, area: Area) -> None:
+        self._files = files
+        self._area = area
+        self._live: dict[str, LiveFile] = {}
+        self.damaged: dict[str, Exception] = {}
+
+    def poll(self) -> list[LiveFile]:
+        """Look which are there; those that were not there before."""
+        found = {}
+        for name in self._files.names(self._area.tasks):
+            stem = name.removesuffix(".h5")
+            parsed = parse_stem(stem) if stem != name else None
+            if parsed is not None:
+                found[stem] = parsed
+        for stem in self._live.keys() - found.keys():
+            del self._live[stem]
+        new = sorted(found.keys() - self._live.keys() - self.damaged.keys())
+        for stem in new:
+            self._live[stem] = LiveFile(self._files, self._area, stem, found[stem])
+        if new:
+            self._live = dict(sorted(self._live.items()))
+        return [self._live[stem] for stem in new]
+
+    def __iter__(self) -> Iterator[LiveFile]:
+        return iter(list(self._live.values()))
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def get(self, stem: str) -> LiveFile | None:
+        return self._live.get(stem)
+
+    def forget(self, stem: str) -> None:
+        """It was retired under us; or it is damaged, and not to be looked at again."""
+        self._live.pop(stem, None)
+
+    def set_aside(self, stem: str, error: Exception) -> None:
+        """It cannot be read: keep the reason, and go on with the others."""
+        self.damaged[stem] = error
+        self.forget(stem)
+
+    def holding(self, keys: list[bytes]) -> dict[bytes, tuple[LiveFile, int]]:
+        """The live row of each of the keys that has one: of several, the one that will run."""
+        found: dict[bytes, tuple[LiveFile, int]] = {}
+        for live in self:
+            try:
+                rows = live.holding(keys)
+            except FileNotFoundError:
+                self.forget(live.stem)
+                continue
+            except (FileDamaged, FileRefused) as error:
+                self.set_aside(live.stem, error)
+                continue
+            for key, row in rows.items():
+                found.setdefault(key, (live, row))
+        return found

@@ -1,0 +1,311 @@
+"""Result files, and the streams that they form.
+
+An agent publishes its results as ``results/<agent>/00000000.h5``, 00000001.h5, ... and
+never skips a number. Whoever believes the agent dead puts a *seal*, a symbolic link, at
+the next number; `link` and `symlink` exclude each other there, so from then on the agent
+can never publish again, however long it slept (rule 6).
+
+A stream is sealed when its highest entry is a seal. A seal below a result is void: it was
+put into a gap that a packer had left, by somebody with an old listing. Packers leave the
+highest file of a stream that is not sealed, so the highest entry tells for ever.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fsbroker.errors import FileRefused
+from fsbroker.spool.container import Container, Image, image
+from fsbroker.spool.files import Files
+from fsbroker.spool.layout import Area, parse_stream_file
+from fsbroker.spool.publish import publish
+from fsbroker.spool.values import COLUMNS, ValueReader, ValueWriter
+from fsbroker.task import KEY_BYTES, Encoding, Outcome, Status, Value
+
+RESULTS = np.dtype(
+    [
+        ("key", f"V{KEY_BYTES}"),
+        ("descriptor", f"V{KEY_BYTES}"),
+        ("file", "u2"),
+        ("row", "u2"),
+        ("round", "u2"),
+        ("generation", "u2"),
+        ("attempt", "u1"),
+        ("status", "u1"),
+        ("ranks", "u2"),
+        ("source", "u2"),
+        ("started", "f8"),
+        ("wall", "f8"),
+        ("cpu", "f8"),
+        ("peak_memory", "u8"),
+        *COLUMNS,
+    ]
+)
+"""One outcome. ``file``: index into the task file names; ``source``: into the origins.
+
+``started`` in seconds since the epoch, ``wall`` and ``cpu`` in seconds, ``peak_memory``
+in bytes.
+"""
+
+
+class Bulk(NamedTuple):
+    """Consecutive rows of one task file that all returned plain values.
+
+    Attributes:
+        stem: the task file. first: its first row.
+        task_rows: their rows in its table.
+        generation, attempts: of each row.
+        texts: their values.
+        started, wall, cpu: seconds, of each row. peak_memory: bytes, of the worker.
+    """
+
+    stem: str
+    first: int
+    task_rows: np.ndarray
+    generation: Sequence[int]
+    attempts: Sequence[int]
+    texts: Sequence[bytes]
+    started: Sequence[float]
+    wall: Sequence[float]
+    cpu: Sequence[float]
+    peak_memory: int
+
+
+def build(token: str, results: Sequence[Outcome | Bulk], origin: Mapping[str, Any]) -> Image:
+    """The image of a result file.
+
+    Args:
+        origin: where the results come from (host, agent, queue job, versions).
+    """
+    writer = ValueWriter("values")
+    stems: dict[str, int] = {}
+    errors: dict[str, dict[str, str]] = {}
+    tables = []
+    for result in results:
+        file = stems.setdefault(result.stem, len(stems))
+        if isinstance(result, Bulk):
+            tables.append(_bulk_rows(result, file))
+            writer.add_texts(result.texts)
+        else:
+            if result.error is not None:
+                errors[str(len(writer.columns))] = result.error
+            tables.append(_single_row(result, file))
+            writer.add(result.value)
+    table = np.concatenate(tables)
+    writer.fill(table)
+    sections: dict[str, bytes | np.ndarray] = {
+        "rows": table,
+        "files": json.dumps(list(stems)).encode(),
+        "origins": json.dumps([origin]).encode(),
+    }
+    if errors:
+        sections["errors"] = json.dumps(errors).encode()
+    return image(token, "results", dict(origin), sections | writer.sections())
+
+
+def _bulk_rows(bulk: Bulk, file: int) -> np.ndarray:
+    rows = np.zeros(len(bulk.texts), RESULTS)
+    for column in ("key", "descriptor", "round", "ranks"):
+        rows[column] = bulk.task_rows[column]
+    rows["file"] = file
+    rows["row"] = np.arange(bulk.first, bulk.first + len(rows))
+    rows["generation"], rows["attempt"] = bulk.generation, bulk.attempts
+    rows["status"] = Status.DONE
+    rows["started"], rows["wall"], rows["cpu"] = bulk.started, bulk.wall, bulk.cpu
+    rows["peak_memory"] = bulk.peak_memory
+    return rows
+
+
+def _single_row(result: Outcome, file: int) -> np.ndarray:
+    row = np.zeros(1, RESULTS)
+    row["key"] = np.frombuffer(result.key, f"V{KEY_BYTES}")
+    row["descriptor"] = np.frombuffer(result.descriptor, f"V{KEY_BYTES}")
+    row["file"] = file
+    for column in ("row", "round", "generation", "attempt", "status", "ranks"):
+        row[column] = getattr(result, column)
+    for column in ("started", "wall", "cpu", "peak_memory"):
+        row[column] = getattr(result, column)
+    return row
+
+
+class ResultFile:
+    """A result file or a pack, opened for reading.
+
+    Attributes:
+        path: relative to the spool.
+        rows: table of `RESULTS`; sorted by key in a pack.
+        files: stems of the task files that the rows belong to.
+        origins: where the results come from.
+    """
+
+    def __init__(self, files: Files, path: str) -> None:
+        self._file = Container(files, path, "results", "pack")
+        self.path = path
+        self.meta = self._file.meta
+        self.rows = self._file.table("rows", RESULTS)
+        self.files: list[str] = json.loads(self._file.read("files") or b"[]")
+        self._values = ValueReader(self._file, "values")
+
+    @cached_property
+    def origins(self) -> list[dict[str, Any]]:
+        origins: list[dict[str, Any]] = json.loads(self._file.read("origins") or b"[]")
+        return origins
+
+    @cached_property
+    def _errors(self) -> dict[str, dict[str, str]]:
+        errors: dict[str, dict[str, str]] = json.loads(self._file.read("errors") or b"{}")
+        return errors
+
+    @cached_property
+    def keys(self) -> list[bytes]:
+        data = self.rows["key"].tobytes()
+        return [data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES)]
+
+    def value(self, index: int) -> Value:
+        return self._values.read(self.rows[index])
+
+    def error(self, index: int) -> dict[str, str] | None:
+        return self._errors.get(str(index))
+
+    def plain_texts(self) -> bytes | None:
+        """All values as one JSON array in row order, if all are plain, done, without arrays."""
+        rows = self.rows
+        if (
+            (rows["encoding"] != Encoding.PLAIN).any()
+            or (rows["status"] != Status.DONE).any()
+            or rows["arrays"].any()
+        ):
+            return None
+        return self._values.text()
+
+    def outcome(self, index: int) -> Outcome:
+        """One row with its value."""
+        row = self.rows[index]
+        numbers = {
+            column: row[column].item()
+            for column in ("row", "round", "generation", "attempt", "ranks", "status")
+        }
+        return Outcome(
+            stem=self.files[row["file"]],
+            key=row["key"].tobytes(),
+            descriptor=row["descriptor"].tobytes(),
+            value=self.value(index),
+            error=self.error(index),
+            started=float(row["started"]),
+            wall=float(row["wall"]),
+            cpu=float(row["cpu"]),
+            peak_memory=int(row["peak_memory"]),
+            **numbers,
+        )
+
+    def origin(self, index: int) -> dict[str, Any]:
+        return self.origins[self.rows["source"][index]]
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> ResultFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Sealed(Exception):
+    """Somebody took this agent for dead and closed its stream: its work is not wanted."""
+
+
+class Stream:
+    """An agent's own stream: the only one that it publishes in."""
+
+    def __init__(self, files: Files, area: Area, agent: str) -> None:
+        self._files = files
+        self._area = area
+        self.agent = agent
+        self.next = 0
+
+    def create(self) -> None:
+        """Make the directory, durably: its loss would lose every result in it."""
+        self._files.mkdir(self._area.stream(self.agent))
+        self._files.sync_directory(self._area.results)
+
+    def publish(self, made: Image, *, durable: bool) -> None:
+        """Publish under the next number.
+
+        Raises:
+            Sealed: the number holds a seal; nothing of this agent will be published again.
+        """
+        path = self._area.stream_file(self.agent, self.next)
+        if not publish(self._files, self._area, made, path, durable=durable):
+            raise Sealed(self.agent)
+        self.next += 1
+
+    def close(self) -> None:
+        """Seal the own stream: nothing more will come."""
+        seal(self._files, self._area, self.agent, by=self.agent)
+
+
+def entries(files: Files, area: Area, agent: str) -> list[int]:
+    """The numbers in a stream, ascending: result files and, maybe, seals."""
+    try:
+        names = files.names(area.stream(agent))
+    except FileNotFoundError:
+        return []
+    return sorted(n for name in names if (n := parse_stream_file(name)) is not None)
+
+
+def is_seal(files: Files, area: Area, agent: str, number: int) -> bool:
+    try:
+        return files.readlink(area.stream_file(agent, number)).startswith("seal ")
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            return False
+        raise
+
+
+def seal(files: Files, area: Area, agent: str, *, by: str) -> int:
+    """Close a stream for ever; the number of the seal.
+
+    Durable on return, whatever the spool's setting: a seal that a power loss takes away
+    would let the sleeper publish a second outcome.
+    """
+    directory = area.stream(agent)
+    content = f"seal {by} {files.token()}"
+    while True:
+        numbers = entries(files, area, agent)
+        top = numbers[-1] if numbers else -1
+        if top >= 0 and is_seal(files, area, agent, top):
+            files.sync_directory(directory)
+            return top
+        with suppress(OSError):
+            files.symlink(content, area.stream_file(agent, top + 1))
+        # Whoever won the number, the next listing tells; and that nothing stands higher.
+
+
+def results_of(
+    files: Files, area: Area, agent: str, first: int = 0
+) -> Iterator[tuple[int, ResultFile | None]]:
+    """The files of a stream from a number on, by a fresh listing; None for a seal.
+
+    Raises:
+        FileDamaged: after the good ones before it.
+    """
+    for number in entries(files, area, agent):
+        if number < first:
+            continue
+        path = area.stream_file(agent, number)
+        try:
+            yield number, ResultFile(files, path)
+        except FileNotFoundError:
+            continue  # packed meanwhile
+        except FileRefused:
+            if not is_seal(files, area, agent, number):
+                raise
+            yield number, None

@@ -1,0 +1,239 @@
+"""Task files: many tasks of one shape, priority and environment; written once.
+
+Sections (docs/format.md):
+
+    rows           table: one row a task
+    dependencies   table: the futures in the arguments, row by row
+    selectors      JSON array: which part of a dependency's value is wanted
+    functions      JSON array: name, digest and source of each distinct function
+    functions_pickle, arguments, arguments_pickle, arrays/<dtype>, array_index
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fsbroker.errors import FileDamaged
+from fsbroker.spool.container import Container, Image, image
+from fsbroker.spool.files import Files, OpenFile
+from fsbroker.spool.layout import Stem, parse_stem
+from fsbroker.spool.values import COLUMNS, ValueReader, ValueWriter
+from fsbroker.task import KEY_BYTES, Dependency, Encoding, Value
+
+ROWS = np.dtype(
+    [
+        ("key", f"V{KEY_BYTES}"),
+        ("descriptor", f"V{KEY_BYTES}"),
+        ("round", "u2"),
+        ("function", "u2"),
+        ("ranks", "u2"),
+        ("retries", "u1"),
+        ("time_limit", "f8"),
+        ("first_dependency", "u4"),
+        ("dependencies", "u2"),
+        *COLUMNS,
+    ]
+)
+"""One task. ``time_limit`` in seconds, 0 for none; ``retries``: further attempts allowed."""
+
+DEPENDENCIES = np.dtype([("key", f"V{KEY_BYTES}"), ("row", "i4"), ("selector", "i4")])
+"""One dependency. ``row``: its row in the same file, or -1; ``selector``: index, or -1."""
+
+
+class FunctionEntry(NamedTuple):
+    """A function as it stands in a task file."""
+
+    digest: bytes
+    name: str
+    source: str
+    pickle: bytes
+
+
+class TaskRow(NamedTuple):
+    """One task on its way into a task file."""
+
+    key: bytes
+    descriptor: bytes
+    round: int
+    function: FunctionEntry
+    arguments: Value
+    dependencies: tuple[Dependency, ...] = ()
+
+
+class Limits(NamedTuple):
+    """What holds for each task of a file: MPI ranks, seconds (0: none), further attempts."""
+
+    ranks: int = 1
+    time_limit: float = 0.0
+    retries: int = 2
+
+
+def build(token: str, rows: Sequence[TaskRow], limits: Limits, meta: Mapping[str, Any]) -> Image:
+    """The image of a task file with these rows, in this order."""
+    keys, descriptors, rounds, functions, arguments, dependencies = zip(*rows, strict=True)
+    table = np.zeros(len(rows), ROWS)
+    table["key"] = np.frombuffer(b"".join(keys), f"V{KEY_BYTES}")
+    table["descriptor"] = np.frombuffer(b"".join(descriptors), f"V{KEY_BYTES}")
+    table["round"] = rounds
+    table["ranks"], table["time_limit"], table["retries"] = limits
+    sections: dict[str, bytes | np.ndarray] = {"rows": table}
+    sections |= _functions(functions, table)
+    sections |= _dependencies(keys, dependencies, table)
+    sections |= _arguments(arguments, table)
+    return image(token, "tasks", meta, sections)
+
+
+def _functions(
+    functions: Sequence[FunctionEntry], table: np.ndarray
+) -> dict[str, bytes | np.ndarray]:
+    distinct = {function.digest: number for number, function in enumerate(dict.fromkeys(functions))}
+    table["function"] = [distinct[function.digest] for function in functions]
+    entries, pickles, offset = [], [], 0
+    for function in dict.fromkeys(functions):
+        entries.append(
+            {
+                "name": function.name,
+                "digest": function.digest.hex(),
+                "source": function.source,
+                "offset": offset,
+                "length": len(function.pickle),
+            }
+        )
+        pickles.append(function.pickle)
+        offset += len(function.pickle)
+    return {"functions": json.dumps(entries).encode(), "functions_pickle": b"".join(pickles)}
+
+
+def _dependencies(
+    keys: Sequence[bytes], dependencies: Sequence[tuple[Dependency, ...]], table: np.ndarray
+) -> dict[str, bytes | np.ndarray]:
+    if not any(dependencies):
+        return {}
+    rows = {key: row for row, key in enumerate(keys)}
+    entries: list[tuple[bytes, int, int]] = []
+    selectors: list[Sequence[int | str]] = []
+    for row, wanted in enumerate(dependencies):
+        table["first_dependency"][row] = len(entries)
+        table["dependencies"][row] = len(wanted)
+        for key, selector in wanted:
+            entries.append((key, rows.get(key, -1), len(selectors) if selector else -1))
+            if selector:
+                selectors.append(selector)
+    found: dict[str, bytes | np.ndarray] = {"dependencies": np.array(entries, DEPENDENCIES)}
+    if selectors:
+        found["selectors"] = json.dumps(selectors).encode()
+    return found
+
+
+def _arguments(arguments: Sequence[Value], table: np.ndarray) -> dict[str, bytes | np.ndarray]:
+    writer = ValueWriter("arguments")
+    encodings, texts, arrays = zip(*arguments, strict=True)
+    if set(encodings) == {Encoding.PLAIN} and not any(arrays):
+        writer.add_texts(texts)
+    else:
+        for value in arguments:
+            writer.add(value)
+    writer.fill(table)
+    return writer.sections()
+
+
+class TaskFile:
+    """A task file, opened for reading.
+
+    Attributes:
+        stem: its name without the extension. name: what that tells.
+        rows: table of `ROWS`.
+        meta: as given to `build`.
+    """
+
+    def __init__(self, files: Files, path: str, stem: str, file: OpenFile | None = None) -> None:
+        self._file = Container(files, path, "tasks", file=file)
+        self.stem = stem
+        name = parse_stem(stem)
+        if name is None:
+            raise FileDamaged("The name is not that of a task file", self._file.path)
+        self.name: Stem = name
+        self.meta = self._file.meta
+        self.rows = self._file.table("rows", ROWS)
+        self._arguments = ValueReader(self._file, "arguments")
+
+    @cached_property
+    def dependency_table(self) -> np.ndarray:
+        return self._file.table("dependencies", DEPENDENCIES)
+
+    @cached_property
+    def _selectors(self) -> list[list[int | str]]:
+        selectors: list[list[int | str]] = json.loads(self._file.read("selectors") or b"[]")
+        return selectors
+
+    @cached_property
+    def _function_list(self) -> list[dict[str, Any]]:
+        functions: list[dict[str, Any]] = json.loads(self._file.read("functions") or b"[]")
+        return functions
+
+    @cached_property
+    def _function_pickles(self) -> bytes:
+        return self._file.read("functions_pickle")
+
+    @cached_property
+    def keys(self) -> list[bytes]:
+        """The key of each row."""
+        data = self.rows["key"].tobytes()
+        return [data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES)]
+
+    def key(self, row: int) -> bytes:
+        return self.rows["key"][row].tobytes()
+
+    def function(self, row: int) -> FunctionEntry:
+        """The function of a row."""
+        entry = self._function_list[self.rows["function"][row]]
+        pickle = self._function_pickles[entry["offset"] : entry["offset"] + entry["length"]]
+        return FunctionEntry(bytes.fromhex(entry["digest"]), entry["name"], entry["source"], pickle)
+
+    def function_name(self, row: int) -> str:
+        name: str = self._function_list[self.rows["function"][row]]["name"]
+        return name
+
+    def arguments(self, row: int) -> Value:
+        """The stored arguments of a row."""
+        return self._arguments.read(self.rows[row])
+
+    def plain_text(self, first: int, end: int) -> bytes | None:
+        """Arguments of consecutive rows as one JSON array, if all are plain lists.
+
+        None if one has arrays, dependencies, keyword arguments or a pickle.
+        """
+        rows = self.rows[first:end]
+        if (
+            (rows["encoding"] != Encoding.PLAIN).any()
+            or rows["arrays"].any()
+            or rows["dependencies"].any()
+        ):
+            return None
+        bytes_of_text = np.frombuffer(self._text, np.uint8)
+        if (bytes_of_text[rows["offset"]] != ord("[")).any():
+            return None  # keyword arguments
+        begin = int(rows["offset"][0])
+        finish = int(rows["offset"][-1]) + int(rows["length"][-1])
+        return b"[" + self._text[begin:finish] + b"]"
+
+    @cached_property
+    def _text(self) -> bytes:
+        return self._arguments.text()
+
+    def dependencies(self, row: int) -> list[tuple[Dependency, int]]:
+        """The dependencies of a row: each with its row in this file, or -1."""
+        first, count = self.rows["first_dependency"][row], self.rows["dependencies"][row]
+        found = []
+        for key, own_row, selector in self.dependency_table[first : first + count]:
+            selected = tuple(self._selectors[selector]) if selector >= 0 else ()
+            found.append((Dependency(key.tobytes(), selected), int(own_row)))
+        return found
+
+    def close(self) -> None:
+        self._file.close()

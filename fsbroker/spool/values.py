@@ -1,0 +1,171 @@
+"""How arguments and values stand in a file: texts, pickles and arrays.
+
+    <name>          JSON array of all plain payloads, one to a line
+    <name>_pickle   all pickles, one behind the other
+    arrays/<dtype>  all arrays of one dtype, one behind the other
+    array_index     for each array: dtype, first byte, shape, order, checksum, blob
+
+A table row points to its payload by offset, length and checksum, and to its arrays by
+the first of them and their number, so each is read by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from fsbroker.errors import FileDamaged
+from fsbroker.spool.container import Container
+from fsbroker.task import ArrayRef, Blob, Encoding, Value
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SEPARATOR = b",\n"
+
+COLUMNS = [
+    ("encoding", "u1"),
+    ("offset", "u8"),
+    ("length", "u8"),
+    ("checksum", "u4"),
+    ("first_array", "u4"),
+    ("arrays", "u2"),
+]
+"""The columns of a table that point to a payload."""
+
+
+class ValueWriter:
+    """Gathers payloads, and gives the sections and columns that hold them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._texts: list[bytes] = []
+        self._text_length = 1
+        self._pickles: list[bytes] = []
+        self._pickle_length = 0
+        self._pools: dict[str, list[bytes]] = {}
+        self._pool_lengths: dict[str, int] = {}
+        self._index: list[list[Any]] = []
+        self.columns: list[tuple[int, int, int, int, int, int]] = []
+
+    def add(self, value: Value) -> None:
+        """Add the payload of the next row."""
+        encoding, data, arrays = value
+        first = len(self._index)
+        for array in arrays:
+            self._add_array(array)
+        if encoding == Encoding.PICKLE:
+            offset = self._pickle_length
+            self._pickles.append(data)
+            self._pickle_length += len(data)
+        else:
+            offset = self._text_length
+            self._texts.append(data)
+            self._text_length += len(data) + len(SEPARATOR)
+        self.columns.append((encoding, offset, len(data), zlib.crc32(data), first, len(arrays)))
+
+    def add_texts(self, texts: Sequence[bytes]) -> None:
+        """Add plain payloads without arrays, for as many rows."""
+        lengths = list(map(len, texts))
+        steps = map(len(SEPARATOR).__add__, lengths)
+        offsets = list(accumulate(steps, initial=self._text_length))
+        self._text_length = offsets.pop()
+        self._texts.extend(texts)
+        first = len(self._index)
+        rows = len(lengths)
+        self.columns.extend(
+            zip(
+                (int(Encoding.PLAIN),) * rows,
+                offsets,
+                lengths,
+                map(zlib.crc32, texts),
+                (first,) * rows,
+                (0,) * rows,
+                strict=True,
+            )
+        )
+
+    def _add_array(self, array: ArrayRef) -> None:
+        dtype, shape, order, data = array
+        if isinstance(data, Blob):
+            self._index.append([dtype, 0, shape, order, 0, data.name])
+            return
+        start = self._pool_lengths.get(dtype, 0)
+        self._pools.setdefault(dtype, []).append(data)
+        self._pool_lengths[dtype] = start + len(data)
+        self._index.append([dtype, start, shape, order, zlib.crc32(data), ""])
+
+    def sections(self) -> dict[str, bytes | np.ndarray]:
+        """The sections, to be written beside the table."""
+        found: dict[str, bytes | np.ndarray] = {}
+        if self._texts:
+            found[self._name] = b"[" + SEPARATOR.join(self._texts) + b"]"
+        if self._pickles:
+            found[f"{self._name}_pickle"] = b"".join(self._pickles)
+        if self._index:
+            import numpy as np
+
+            found["array_index"] = json.dumps(self._index, separators=(",", ":")).encode()
+            for dtype, parts in self._pools.items():
+                found[f"arrays/{dtype}"] = np.frombuffer(b"".join(parts), np.dtype(dtype))
+        return found
+
+    def fill(self, table: np.ndarray) -> None:
+        """Write the columns into the table's rows, which stand in the order of `add`."""
+        import numpy as np
+
+        if self.columns:
+            columns = np.array(self.columns, dtype=np.uint64).T
+            for (name, _), column in zip(COLUMNS, columns, strict=True):
+                table[name] = column
+
+
+class ValueReader:
+    """Reads payloads from a file that `ValueWriter` filled."""
+
+    def __init__(self, file: Container, name: str) -> None:
+        self._file = file
+        self._name = name
+        self._index: list[list[Any]] | None = None
+
+    def read(self, row: Any) -> Value:
+        """The payload that a table row points to."""
+        section = self._name if row["encoding"] == Encoding.PLAIN else f"{self._name}_pickle"
+        data = self._file.read_part(
+            section, int(row["offset"]), int(row["length"]), int(row["checksum"])
+        )
+        first, count = int(row["first_array"]), int(row["arrays"])
+        arrays = tuple(self._array(number) for number in range(first, first + count))
+        return Value(int(row["encoding"]), data, arrays)
+
+    def text(self) -> bytes:
+        """All plain payloads, as one JSON array in the order of their rows."""
+        return self._file.read(self._name) or b"[]"
+
+    def _array(self, number: int) -> ArrayRef:
+        if self._index is None:
+            try:
+                self._index = json.loads(self._file.read("array_index") or b"[]")
+            except ValueError as error:
+                raise FileDamaged("The index of arrays cannot be read", self._file.path) from error
+        try:
+            dtype, start, shape, order, checksum, blob = self._index[number]
+        except (IndexError, ValueError) as error:
+            raise FileDamaged(
+                "A row points to an array that is not there", self._file.path
+            ) from error
+        if blob:
+            return ArrayRef(dtype, tuple(shape), order, Blob(blob))
+        length = _bytes_of(dtype, shape)
+        data = self._file.read_part(f"arrays/{dtype}", start, length, checksum)
+        return ArrayRef(dtype, tuple(shape), order, data)
+
+
+def _bytes_of(dtype: str, shape: Sequence[int]) -> int:
+    size = int(dtype[2:])
+    for extent in shape:
+        size *= extent
+    return size
