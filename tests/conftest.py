@@ -1,0 +1,111 @@
+"""Which tests can run on this machine, and what that came to.
+
+The groups and their probes stand in `tests/groups.py`, the machinery that
+they test with in `tests/testbed/`. A group named in FSBROKER_REQUIRE fails
+where it would be skipped: without that, a test that never runs anywhere looks
+like one that passes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from tests.groups import GROUPS, required
+from tests.testbed.powerloss import PowerLossDisk
+from tests.testbed.users import Accounts
+
+REQUIRED = pytest.StashKey[frozenset[str]]()
+SELECTED = pytest.StashKey[frozenset[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for group in GROUPS.values():
+        config.addinivalue_line("markers", f"{group.name}: needs {group.needs}")
+    try:
+        config.stash[REQUIRED] = required(os.environ.get("FSBROKER_REQUIRE", ""))
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from error
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    names = {mark.name for item in session.items for mark in item.iter_markers()}
+    session.config.stash[SELECTED] = frozenset(names & GROUPS.keys())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers():
+        if mark.name in GROUPS and (reason := GROUPS[mark.name].missing()):
+            pytest.skip(f"{mark.name}: {reason}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[pytest.TestReport]:
+    """A skip, from whichever line, is a failure in a group that is required."""
+    report = yield
+    needed = item.config.stash[REQUIRED].intersection(item.keywords)
+    if report.skipped and needed and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"required by FSBROKER_REQUIRE, but skipped: {_reason(report)}"
+    return report
+
+
+def _reason(report: pytest.TestReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return str(report.longrepr)
+
+
+def _absent(config: pytest.Config) -> list[str]:
+    """Required groups without a single test, when the whole suite was asked for."""
+    part = config.option.keyword or config.option.markexpr or config.args != ["tests"]
+    if part or config.option.collectonly or SELECTED not in config.stash:
+        return []
+    return sorted(config.stash[REQUIRED] - config.stash[SELECTED])
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus == pytest.ExitCode.OK and _absent(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    """One line per group: how many of its tests ran, how many did not, and why."""
+    ran: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
+    reasons: dict[str, set[str]] = {}
+    for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
+        for report in terminalreporter.getreports(outcome):
+            for name in [name for name in GROUPS if name in report.keywords] or ["no group"]:
+                if outcome == "skipped":
+                    skipped[name] += 1
+                    reasons.setdefault(name, set()).add(_reason(report))
+                elif report.when == "call":
+                    ran[name] += 1
+    terminalreporter.section("test groups")
+    for name in ("no group", *GROUPS):
+        line = f"{name:<10} {ran[name]:>5} ran {skipped[name]:>4} skipped"
+        why = "; ".join(sorted(reasons.get(name, ())))
+        terminalreporter.write_line(f"{line}  {why}".rstrip())
+    for name in _absent(config):
+        terminalreporter.write_line(f"FAILED: {name} is required, but has no test", red=True)
+
+
+@pytest.fixture(params=["ext4", "xfs"])
+def power_loss_disk(request: pytest.FixtureRequest) -> Iterator[PowerLossDisk]:
+    """A freshly made file system whose power can be cut; mark the test `powerloss`."""
+    with PowerLossDisk(request.param) as disk:
+        yield disk
+
+
+@pytest.fixture(scope="session")
+def accounts() -> Iterator[Accounts]:
+    """Two other users of this machine, `.a` and `.b`; mark the test `users`."""
+    with Accounts() as accounts:
+        yield accounts
