@@ -21,7 +21,7 @@ from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Presence, is_agent, parse_pack
 from fsbroker.spool.presence import listing
-from fsbroker.spool.streams import ResultFile, entries, is_seal
+from fsbroker.spool.streams import RESULTS, ResultFile, entries, is_seal
 from fsbroker.task import KEY_BYTES, Status
 
 OPEN_FILES = 32
@@ -91,6 +91,7 @@ class Results:
         self._fresh: dict[bytes, list[Place]] = {}
         self._packs: dict[str, _Pack] = {}
         self._open: dict[str, ResultFile] = {}
+        self._ended: dict[str, bytearray] = {}
         self._looked = False
         self.damaged: dict[str, FileDamaged] = {}
 
@@ -168,6 +169,8 @@ class Results:
         return file
 
     def _index(self, file: ResultFile) -> None:
+        for number, stem in enumerate(file.files):
+            self._mark_ended(stem, file.rows[file.rows["file"] == number])
         fresh, path = self._fresh, file.path
         keys = file.keys
         again = [(index, key) for index, key in enumerate(keys) if key in fresh]
@@ -194,6 +197,9 @@ class Results:
                 continue
             self._packs[path] = _Pack(file)
             self._forget_packed(file)
+            for number, stem in enumerate(file.files):
+                if stem in self._ended:
+                    self._mark_ended(stem, file.rows[file.rows["file"] == number])
             news.append(file)
         return news
 
@@ -208,6 +214,33 @@ class Results:
                     self._fresh[key] = left
                 else:
                     del self._fresh[key]
+
+    # -- the rows of a task file ---------------------------------------------------------
+
+    def ended(self, stem: str, keys: list[bytes]) -> bytearray:
+        """The `Status` of each row of a task file, 0 where it has no outcome yet.
+
+        Args:
+            keys: of its rows, in order.
+        """
+        if stem not in self._ended or len(self._ended[stem]) < len(keys):
+            self._mark_ended(stem, np.zeros(0, RESULTS), len(keys))
+            for pack in self._packs.values():
+                if stem in (files := self._opened(pack.path)).files and pack.holding(keys):
+                    number = files.files.index(stem)
+                    self._mark_ended(stem, files.rows[files.rows["file"] == number])
+        return self._ended[stem]
+
+    def _mark_ended(self, stem: str, rows: np.ndarray, size: int = 0) -> None:
+        size = max(size, int(rows["row"].max()) + 1 if len(rows) else 0)
+        marks = self._ended.setdefault(stem, bytearray())
+        marks.extend(bytes(max(0, size - len(marks))))
+        for row, status in zip(rows["row"].tolist(), rows["status"].tolist(), strict=True):
+            marks[row] = status
+
+    def forget(self, stem: str) -> None:
+        """The task file was retired: nobody will ask for its rows again."""
+        self._ended.pop(stem, None)
 
     # -- look-ups ------------------------------------------------------------------------
 

@@ -159,9 +159,9 @@ class LiveFiles:
         self.damaged[stem] = error
         self.forget(stem)
 
-    def holding(self, keys: list[bytes]) -> dict[bytes, tuple[LiveFile, int]]:
-        """The live row of each of the keys that has one: of several, the one that will run."""
-        found: dict[bytes, tuple[LiveFile, int]] = {}
+    def holding(self, keys: list[bytes]) -> dict[bytes, list[tuple[LiveFile, int]]]:
+        """The live rows of each of the keys that has any, in the order of their files."""
+        found: dict[bytes, list[tuple[LiveFile, int]]] = {}
         for live in self:
             try:
                 rows = live.holding(keys)
@@ -172,5 +172,5 @@ class LiveFiles:
                 self.set_aside(live.stem, error)
                 continue
             for key, row in rows.items():
-                found.setdefault(key, (live, row))
+                found.setdefault(key, []).append((live, row))
         return found

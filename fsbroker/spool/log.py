@@ -112,10 +112,13 @@ class State(enum.IntEnum):
     CLAIMED = 2
     """``owner`` runs it, or has published its outcome."""
     CANCELLED = 3
+    """Shall not run: whoever claims it publishes just that."""
     ALIASED = 4
+    """Another row of the same key runs in its place."""
 
 
 OPEN = (State.WAITING, State.READY)
+CLAIMABLE = (*OPEN, State.CANCELLED)
 
 
 class Fold:
@@ -126,6 +129,7 @@ class Fold:
         state, owner, generation, attempts, limit: of each row. ``owner`` is an index into
             ``agents``. ``limit`` is the most rows that may be claimed together with it: a
             recovered slice is split until the row that kills agents is alone.
+        cancelled: rows that were cancelled before any claim: they never run.
         aliases: row -> (stem, row) that runs in its place.
         history: row -> what happened to earlier attempts.
     """
@@ -141,6 +145,7 @@ class Fold:
         self.generation = array("H", bytes(2 * rows))
         self.attempts = bytearray(rows)
         self.limit = array("H", [rows]) * rows
+        self.cancelled: set[int] = set()
         self.aliases: dict[int, tuple[str, int]] = {}
         self.history: dict[int, list[str]] = {}
 
@@ -180,7 +185,7 @@ class Fold:
     def _claim(self, record: Record) -> None:
         # All or nothing: its writer has folded all before, so a claim that overlaps
         # another's was never appended by a correct agent.
-        if any(self.state[row] not in OPEN for row in rows_of(record.rows)):
+        if any(self.state[row] not in CLAIMABLE for row in rows_of(record.rows)):
             return
         owner = self._index(record.by)
         for first, end in record.rows:
@@ -189,7 +194,7 @@ class Fold:
             self.owner[first:end] = array("H", [owner]) * count
 
     def _reopen(self, row: int, *, reason: str) -> None:
-        self.state[row] = State.READY
+        self.state[row] = State.CANCELLED if row in self.cancelled else State.READY
         self.generation[row] += 1
         if reason:
             self.history.setdefault(row, []).append(reason)
@@ -221,6 +226,7 @@ class Fold:
         for row in rows_of(record.rows):
             if self.state[row] in OPEN:
                 self.state[row] = State.CANCELLED
+                self.cancelled.add(row)
 
     def _alias(self, record: Record) -> None:
         stem, _, target = record.about.partition(" ")
@@ -251,6 +257,7 @@ class Fold:
                 "generation": self.generation.tolist(),
                 "attempts": self.attempts.hex(),
                 "limit": self.limit.tolist(),
+                "cancelled": sorted(self.cancelled),
                 "aliases": [[row, *target] for row, target in self.aliases.items()],
                 "history": list(self.history.items()),
                 "retired": self.retired,
@@ -268,8 +275,9 @@ class Fold:
         fold.owner = array("H", read["owner"])
         fold.generation = array("H", read["generation"])
         fold.limit = array("H", read["limit"])
+        fold.cancelled = set(read["cancelled"])
         fold.aliases = {row: (stem, target) for row, stem, target in read["aliases"]}
-        fold.history = {row: reasons for row, reasons in read["history"]}
+        fold.history = dict(read["history"])
         return fold
 
 
@@ -305,12 +313,13 @@ class Log:
         self.fold = fold
         self.unsynced = False
 
-    def refresh(self) -> None:
-        """Read what was appended since.
+    def refresh(self) -> bool:
+        """Read what was appended since; True if that was anything.
 
         Raises:
             Retired: it has ended.
         """
+        before = self.fold.next
         for _ in range(LISTINGS):
             numbers = self._numbers()
             start = self._newest_checkpoint(numbers)
@@ -319,6 +328,7 @@ class Log:
                 break
         if self.fold.retired:
             raise Retired(self.stem)
+        return self.fold.next > before
 
     def _numbers(self) -> set[int]:
         try:

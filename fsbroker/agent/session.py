@@ -1,0 +1,528 @@
+"""An agent's side of the protocol: no processes, no waiting, one thread.
+
+    join -> (beat, recover, claim, publish, resolve, tidy)* -> leave
+
+The loop around it (`loop.py`) feeds workers with what `claim` returns and hands their
+outcomes to `publish`. The simulation drives the same object without workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from fsbroker.agent.waiting import Waiting
+from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.spool import packs, presence, streams
+from fsbroker.spool.index import Results
+from fsbroker.spool.layout import parse_cancel
+from fsbroker.spool.live import LiveFile, LiveFiles, bury, retire
+from fsbroker.spool.log import CLAIMABLE, Kind, Range, Retired, State, fitting, ranges_of, rows_of
+from fsbroker.spool.spool import Spool
+from fsbroker.spool.streams import Bulk, Sealed, Stream
+from fsbroker.task import Encoding, Outcome, Status, Value
+
+LOCK_PATIENCE = 0.2
+"""Seconds after which an agent goes on without a lock that somebody holds."""
+NOTHING = Value(Encoding.PLAIN, b"null")
+LONGEST_CHAIN = 256
+"""Rows that may be claimed before their inputs exist, because the claimer makes these."""
+
+
+class Claim(NamedTuple):
+    """Rows that this agent owns now, ascending; inputs come before their dependents."""
+
+    live: LiveFile
+    rows: tuple[Range, ...]
+
+
+Want = Callable[[LiveFile, Sequence[int]], int]
+"""How many of a file's ready rows the agent wants now; 0 if they do not fit."""
+
+
+class AgentSession:
+    """One agent in one area.
+
+    Attributes:
+        agent: its id, 16 hex digits, never used again.
+        held: rows owned and not published, by task file.
+        live, results: what it knows of the spool.
+
+    Args:
+        environment: which rows it can run (`Stem.environment`).
+        origin: what its result files say of where they come from.
+        described: what its presence file says (`presence.describe`).
+        lease: seconds of silence after which another agent is taken for dead.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        environment: str,
+        origin: dict[str, Any],
+        described: dict[str, Any],
+        lease: float = presence.LEASE,
+    ) -> None:
+        self._files, self._area, self._durable = spool
+        self.agent: str = self._files.token()
+        self._environment = environment
+        self._origin = {**origin, "agent": self.agent}
+        self._stream = Stream(self._files, self._area, self.agent)
+        self._self = presence.Self(self._files, self._area, self.agent, described)
+        self._observer = presence.Observer(self._files, self._area, lease)
+        self._beat_done = True
+        self._contested: dict[str, float] = {}
+        self._published: dict[str, set[int]] = {}
+        self._claimed: dict[str, LiveFile] = {}
+        self._waiting: dict[str, Waiting] = {}
+        self.held: dict[str, set[int]] = {}
+        self.live = LiveFiles(self._files, self._area)
+        self.results = Results(self._files, self._area)
+
+    # -- life ----------------------------------------------------------------------------
+
+    def join(self) -> None:
+        """Be ready to publish, and be seen, before the first claim."""
+        self._stream.create()
+        self._self.appear()
+
+    def beat(self) -> None:
+        """Say that this agent lives, and how much it has published.
+
+        Raises:
+            Sealed: it was taken for dead.
+        """
+        self._beat_done = False
+        if not self._self.beat(self._stream.next):
+            self._check_sealed()
+            self._self.appear()
+        self._beat_done = True
+
+    def _check_sealed(self) -> None:
+        numbers = streams.entries(self._files, self._area, self.agent)
+        if numbers and streams.is_seal(self._files, self._area, self.agent, numbers[-1]):
+            raise Sealed(self.agent)
+
+    def leave(self) -> None:
+        """Give back what was not published, close the own stream, and vanish."""
+        for stem, rows in list(self.held.items()):
+            if rows:
+                self.release(self._claimed[stem], sorted(rows), "")
+        self._stream.close()
+        self._self.vanish()
+
+    # -- claiming ------------------------------------------------------------------------
+
+    def claim(self, want: Want, *, thorough: bool = False) -> Claim | None:
+        """Own some rows, of the first task file that has any that are wanted.
+
+        Args:
+            thorough: look also at files that had no ready rows when last read.
+        """
+        for live in self.live:
+            if live.name.environment != self._environment:
+                continue
+            try:
+                claim = self._claim_in(live, want, thorough)
+            except (Retired, FileNotFoundError):
+                self._retired(live)
+            except (FileDamaged, FileRefused) as error:
+                self.live.set_aside(live.stem, error)
+            else:
+                if claim is not None:
+                    return claim
+        return None
+
+    def _claim_in(self, live: LiveFile, want: Want, thorough: bool) -> Claim | None:
+        fold = live.log.fold
+        if fold.next and not thorough and State.READY not in fold.state:
+            return None
+        if not want(live, fold.rows_in(State.READY) if fold.next else (0,)):
+            return None
+        lock = self._files.try_lock(self._area.lock(live.stem))
+        if lock is None and not self._patience_is_over(live.stem):
+            return None
+        try:
+            return self._append_claim(live, want)
+        finally:
+            if lock is not None:
+                self._contested.pop(live.stem, None)
+                lock.release()
+
+    def _patience_is_over(self, stem: str) -> bool:
+        """The lock is for order, not for truth: the log decides without it, too."""
+        now = self._files.monotonic()
+        return now - self._contested.setdefault(stem, now) > LOCK_PATIENCE
+
+    def _append_claim(self, live: LiveFile, want: Want) -> Claim | None:
+        if live.log.refresh():
+            self._reconcile(live)
+        fold = live.log.fold
+        ready = fold.rows_in(State.READY)
+        count = want(live, ready) if ready else 0
+        if count <= 0:
+            return None
+        chosen = self._choose(live, ready, count)
+        ranges = tuple(fitting(ranges_of(chosen)))
+        return self._own(live, ranges)
+
+    def _own(self, live: LiveFile, ranges: tuple[Range, ...]) -> Claim | None:
+        if not live.log.append(Kind.CLAIM, self.agent, ranges):
+            return None
+        self._claimed[live.stem] = live
+        self.held.setdefault(live.stem, set()).update(rows_of(ranges))
+        return Claim(live, ranges)
+
+    def _choose(self, live: LiveFile, ready: Sequence[int], count: int) -> list[int]:
+        """The first rows, no more than recovery allows together, and chains that hang on them."""
+        fold = live.log.fold
+        chosen: list[int] = []
+        for row in ready[:count]:
+            if fold.limit[row] <= len(chosen):
+                break
+            chosen.append(row)
+            count = min(count, fold.limit[row])
+        chosen = chosen[:count]
+        if live.name.waiting and State.WAITING in fold.state:
+            room = min(LONGEST_CHAIN, min(fold.limit[row] for row in chosen) - len(chosen))
+            chosen = sorted(chosen + self._chains(live, set(chosen), room))
+        return chosen
+
+    def _chains(self, live: LiveFile, chosen: set[int], room: int) -> list[int]:
+        """Waiting rows that only wait for chosen ones, one for each: claimed in one piece."""
+        if live.file.rows["ranks"][next(iter(chosen))] > 1:
+            return []
+        found: list[int] = []
+        used: set[int] = set()
+        for row in live.log.fold.rows_in(State.WAITING):
+            if len(found) >= room:
+                break
+            inputs = {own for _, own in live.file.dependencies(row)}
+            if inputs <= chosen and not inputs & used:
+                used |= inputs
+                chosen.add(row)
+                found.append(row)
+        return found
+
+    def _reconcile(self, live: LiveFile) -> None:
+        """Give back rows that the log says are mine though I was told that the claim failed."""
+        known = self.held.get(live.stem, set()) | self._published.get(live.stem, set())
+        unknown = [row for row in live.log.fold.owned_by(self.agent) if row not in known]
+        if unknown:
+            self.release(live, unknown, "")
+
+    def release(
+        self, live: LiveFile, rows: Sequence[int], reason: str, *, charge: bool = False
+    ) -> None:
+        """Give rows back; with ``charge`` it cost them an attempt."""
+        about = f"{'charge' if charge else 'free'} {reason}"[:200]
+        self._append_all(live, Kind.RELEASE, rows, about)
+        self.held.get(live.stem, set()).difference_update(rows)
+
+    def _append_all(self, live: LiveFile, kind: Kind, rows: Sequence[int], about: str = "") -> None:
+        """Append records until all rows are in one; what others append meanwhile is read."""
+        left = ranges_of(rows)
+        with suppress(Retired):
+            while left:
+                part = fitting(left, about)
+                if live.log.append(kind, self.agent, part, about):
+                    left = left[len(part) :]
+                else:
+                    live.log.refresh()
+
+    # -- outcomes ------------------------------------------------------------------------
+
+    def publish(self, outcomes: Sequence[Outcome | Bulk]) -> None:
+        """Make outcomes of held rows known, for ever.
+
+        Raises:
+            Sealed: this agent was taken for dead; its outcomes are void.
+        """
+        stems = {outcome.stem for outcome in outcomes}
+        if self._durable:
+            for stem in stems:
+                with suppress(Retired):
+                    self._claimed[stem].log.sync()
+        made = streams.build(self._files.token(), outcomes, self._origin)
+        self._stream.publish(made, durable=self._durable)
+        for stem, row in _rows(outcomes):
+            self.held[stem].discard(row)
+            self._published.setdefault(stem, set()).add(row)
+        self.beat()
+
+    def input_value(self, key: bytes) -> Value | None:
+        """The stored value of a task that has one."""
+        found = self.results.find(key)
+        if found is None:
+            self.results.poll(deep=True)
+            found = self.results.find(key)
+        if found is None or found.status != Status.DONE:
+            return None
+        return self.results.file(found.place.path).value(found.place.index)
+
+    # -- dependencies --------------------------------------------------------------------
+
+    def resolve(self, *, thorough: bool = False) -> bool:
+        """Look for rows that wait no longer, and say so in their logs; True if there were any.
+
+        Args:
+            thorough: also look for dependencies that were cancelled or do not exist.
+        """
+        files = [live for live in self.live if live.name.waiting]
+        if not files:
+            return False
+        news = {key for file in self.results.poll(deep=thorough) for key in file.keys}
+        found = False
+        for live in files:
+            try:
+                found |= self._resolve_in(live, news, thorough)
+            except (Retired, FileNotFoundError):
+                self._retired(live)
+            except (FileDamaged, FileRefused) as error:
+                self.live.set_aside(live.stem, error)
+        return found
+
+    def _resolve_in(self, live: LiveFile, news: set[bytes], thorough: bool) -> bool:
+        waiting = self._waiting.get(live.stem)
+        if waiting is None or thorough:
+            live.log.refresh()
+            rows = live.log.fold.rows_in(State.WAITING)
+            waiting = self._waiting[live.stem] = Waiting(live.file, rows)
+            news = waiting.keys()
+        for key in waiting.keys() & news:
+            status = self._dependency_status(key)
+            if status is not None:
+                waiting.settle(key, done=status == Status.DONE)
+        if not waiting.has_news:
+            return False
+        lock = self._files.try_lock(self._area.lock(f"resolve-{live.stem}"))
+        if lock is None:
+            return False  # somebody else says the same at this moment
+        try:
+            return self._write_ready(live, waiting)
+        finally:
+            lock.release()
+
+    def _write_ready(self, live: LiveFile, waiting: Waiting) -> bool:
+        live.log.refresh()
+        ready, failed = waiting.take()
+        fold = live.log.fold
+        ready = [row for row in ready if fold.state[row] == State.WAITING]
+        self._append_all(live, Kind.READY, ready)
+        failed = [row for row in failed if fold.state[row] in (State.WAITING, State.READY)]
+        if failed:
+            self._fail(live, failed)
+        return bool(ready or failed)
+
+    def _dependency_status(self, key: bytes) -> Status | None:
+        """How a dependency ended; None while it may still run.
+
+        A failure counts only when no live row tries the key anew, and a key that has
+        neither a row nor an outcome will never have one: files of dependencies are
+        linked before those of their dependents.
+        """
+        found = self.results.find(key)
+        if found is not None and found.status == Status.DONE:
+            return Status.DONE
+        self.live.poll()
+        for live, row in self.live.holding([key]).get(key, ()):
+            with suppress(Retired, FileNotFoundError):
+                live.log.refresh()
+                ended = self.results.ended(live.stem, live.file.keys)[row]
+                if not ended and live.log.fold.state[row] != State.CANCELLED:
+                    return None
+        self.results.poll(deep=True)
+        found = self.results.find(key)
+        return Status(found.status) if found is not None else Status.CANCELLED
+
+    def _fail(self, live: LiveFile, rows: Sequence[int]) -> None:
+        """Rows whose dependencies failed end with that: claimed and published like any other."""
+        claim = self._own(live, tuple(fitting(ranges_of(rows))))
+        if claim is not None:
+            self.publish([self._failed_dependency(live, row) for row in rows_of(claim.rows)])
+
+    def _failed_dependency(self, live: LiveFile, row: int) -> Outcome:
+        error = {"type": "DependencyFailed", "message": "", "traceback": ""}
+        for (key, _), _ in live.file.dependencies(row):
+            found = self.results.find(key)
+            if found is not None and found.status == Status.DONE:
+                continue
+            error["key"] = key.hex()
+            error["message"] = (
+                f"{key.hex()} was cancelled, or its task file was removed"
+                if found is None
+                else f"{key.hex()} failed"
+            )
+            break
+        return self.outcome(live, row, Status.FAILED, NOTHING, error)
+
+    def outcome(
+        self,
+        live: LiveFile,
+        row: int,
+        status: Status,
+        value: Value,
+        error: dict[str, str] | None = None,
+        **measured: Any,
+    ) -> Outcome:
+        """An outcome of a held row, with what its task file and log say of it."""
+        entry, fold = live.file.rows[row], live.log.fold
+        return Outcome(
+            stem=live.stem,
+            row=row,
+            key=entry["key"].tobytes(),
+            descriptor=entry["descriptor"].tobytes(),
+            round=int(entry["round"]),
+            generation=fold.generation[row],
+            attempt=fold.attempts[row],
+            ranks=int(entry["ranks"]),
+            status=status,
+            value=value,
+            error=error,
+            **measured,
+        )
+
+    # -- other agents --------------------------------------------------------------------
+
+    def recover(self) -> bool:
+        """Take rows from agents that have died, for anybody to claim; True if there were any."""
+        present = [
+            one for one in presence.listing(self._files, self._area) if one.agent != self.agent
+        ]
+        dead = dict.fromkeys(self._observer.dead_processes(present), "dead")
+        for agent in self._observer.poll(present, self._absent_owners(present), self._beat_done):
+            dead.setdefault(agent, "silent")
+        for agent, evidence in dead.items():
+            self._recover_from(agent, evidence)
+        return bool(dead)
+
+    def _absent_owners(self, present: Iterable[presence.Presence]) -> set[str]:
+        """Agents that hold rows in a log that this agent has read, and are not listed."""
+        owners = set()
+        for live in self.live:
+            if "log" in live.__dict__:
+                owners |= self._unfinished_owners(live)
+        return owners - {one.agent for one in present} - {self.agent}
+
+    def _unfinished_owners(self, live: LiveFile) -> set[str]:
+        fold = live.log.fold
+        if State.CLAIMED not in fold.state:
+            return set()
+        ended = self.results.ended(live.stem, live.file.keys)
+        return {
+            fold.agents[fold.owner[row]]
+            for row, state in enumerate(fold.state)
+            if state == State.CLAIMED and not ended[row]
+        }
+
+    def _recover_from(self, agent: str, evidence: str) -> None:
+        """Seal, read the stream to the seal, reopen rows without outcome, remove the presence.
+
+        In this order: whoever finds the presence of a dead agent does it all again.
+        """
+        streams.seal(self._files, self._area, agent, by=self.agent)
+        self.live.poll()
+        self.results.poll(deep=True)
+        described = self._observer.described(agent) or {}
+        reason = f"agent {agent} on {described.get('host', 'an unknown host')} is {evidence}"
+        for live in self.live:
+            try:
+                live.log.refresh()
+                self._reopen(live, f"{agent} {evidence} {reason}")
+            except (Retired, FileNotFoundError):
+                self._retired(live)
+            except (FileDamaged, FileRefused) as error:
+                self.live.set_aside(live.stem, error)
+        presence.remove(self._files, self._area, agent)
+
+    def _reopen(self, live: LiveFile, about: str) -> None:
+        agent = about.partition(" ")[0]
+        while True:
+            ended = self.results.ended(live.stem, live.file.keys)
+            rows = [row for row in live.log.fold.owned_by(agent) if not ended[row]]
+            if not rows:
+                return
+            live.log.append(Kind.RECOVER, self.agent, fitting(ranges_of(rows), about), about)
+            live.log.refresh()
+
+    def others_hold_rows(self) -> bool:
+        """Rows are held by agents that may be dead: somebody must stay and find out."""
+        return any(
+            self._unfinished_owners(live) - {self.agent}
+            for live in self.live
+            if "log" in live.__dict__
+        )
+
+    # -- tidying up ----------------------------------------------------------------------
+
+    def tidy(self) -> bool:
+        """End cancelled rows, retire task files, pack results; True if there was anything."""
+        self.live.poll()
+        self.results.poll()
+        found = False
+        for live in self.live:
+            with suppress(FileDamaged, FileRefused):
+                found |= self._retire_if_ended(live)
+        return packs.cycle(self._files, self._area) or found
+
+    def _end_cancelled(self, live: LiveFile) -> None:
+        """Publish that cancelled rows will not run, for everybody who waits for them."""
+        cancelled = live.log.fold.rows_in(State.CANCELLED)
+        claim = self._own(live, tuple(fitting(ranges_of(cancelled)))) if cancelled else None
+        if claim is not None:
+            self.publish(
+                [self.outcome(live, row, Status.CANCELLED, NOTHING) for row in rows_of(claim.rows)]
+            )
+
+    def _retire_if_ended(self, live: LiveFile) -> bool:
+        try:
+            live.log.refresh()
+            self._end_cancelled(live)
+            if not self._has_ended(live):
+                return False
+            if retire(self._files, self._area, live, self.agent):
+                self._retired(live)
+                return True
+        except Retired:
+            bury(self._files, self._area, live.stem)
+            self._retired(live)
+        except FileNotFoundError:
+            self._retired(live)
+        return False
+
+    def _has_ended(self, live: LiveFile) -> bool:
+        """No row will change any more. Rows that wait or are ready are asked first: cheap."""
+        fold = live.log.fold
+        if any(state in fold.state for state in CLAIMABLE):
+            return False
+        ended = self.results.ended(live.stem, live.file.keys)
+        return all(
+            done or state == State.ALIASED for state, done in zip(fold.state, ended, strict=False)
+        )
+
+    def _retired(self, live: LiveFile) -> None:
+        self.live.forget(live.stem)
+        self.results.forget(live.stem)
+        for known in (self.held, self._claimed, self._published, self._waiting, self._contested):
+            known.pop(live.stem, None)  # type: ignore[attr-defined]
+
+    # -- requests ------------------------------------------------------------------------
+
+    def cancel_requests(self) -> list[tuple[str, int]]:
+        """Held rows that somebody wants to end."""
+        found = []
+        for name in self._files.names(self._area.cancel):
+            request = parse_cancel(name)
+            if request is not None and request[1] in self.held.get(request[0], ()):
+                found.append(request)
+        return found
+
+
+def _rows(outcomes: Iterable[Outcome | Bulk]) -> Iterator[tuple[str, int]]:
+    for outcome in outcomes:
+        if isinstance(outcome, Bulk):
+            for row in range(outcome.first, outcome.first + len(outcome.texts)):
+                yield outcome.stem, row
+        else:
+            yield outcome.stem, outcome.row

@@ -1,0 +1,310 @@
+"""A client's side of the protocol: no threads, no waiting.
+
+    submit -> each call is bound: to an outcome that exists, to a row that will run, or to
+              a new row
+    poll   -> which bound rows have ended
+
+The executor's thread (`loop.py`) drives it; the simulation does so without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+
+from fsbroker.spool import taskfile
+from fsbroker.spool.index import Found, Results
+from fsbroker.spool.layout import Stem
+from fsbroker.spool.live import LiveFile, LiveFiles, give_birth
+from fsbroker.spool.log import Kind, Retired, State, ranges_of
+from fsbroker.spool.spool import Spool
+from fsbroker.spool.streams import ResultFile
+from fsbroker.spool.taskfile import Limits, TaskRow
+
+Ticket = TypeVar("Ticket")
+"""What the caller wants back when a row ends: a future."""
+
+
+class Lane(NamedTuple):
+    """What all tasks of one task file have in common.
+
+    Attributes:
+        priority: 0 to 9999, the higher the sooner.
+        shape: resources, as they stand in the file's name.
+        environment: digest of the interpreter.
+        meta: attributes of the file, as (name, JSON value) pairs.
+    """
+
+    priority: int
+    shape: str
+    environment: str
+    limits: Limits
+    meta: tuple[tuple[str, Any], ...] = ()
+
+
+class Ended(NamedTuple, Generic[Ticket]):
+    """Tickets whose outcomes stand in one result file."""
+
+    file: ResultFile
+    tickets: list[tuple[int, Ticket]]
+    """Index of the row in the file, and the ticket."""
+
+
+class Checked(NamedTuple, Generic[Ticket]):
+    """What a look at all bound rows found.
+
+    Attributes:
+        ended: as of `ClientSession.poll`.
+        elsewhere: tickets whose row is not there, with an outcome of their key.
+        lost: tickets whose row is gone from the spool, without any outcome.
+    """
+
+    ended: list[Ended[Ticket]]
+    elsewhere: list[tuple[Ticket, Found]]
+    lost: list[Ticket]
+
+
+class ClientSession(Generic[Ticket]):
+    """One client in one area.
+
+    Args:
+        key_of: the key of a ticket.
+
+    Attributes:
+        ident: what its records in logs are signed with.
+        live, results: what it knows of the spool.
+    """
+
+    def __init__(self, spool: Spool, key_of: Callable[[Ticket], bytes]) -> None:
+        self._key_of = key_of
+        self._files, self._area, self._durable = spool
+        self.ident: str = self._files.token()
+        self.live = LiveFiles(self._files, self._area)
+        self.results = Results(self._files, self._area)
+        self._bound: dict[str, dict[int, Ticket] | list[Ticket | None]] = {}
+        self._missing: set[str] = set()
+
+    # -- submitting ----------------------------------------------------------------------
+
+    def look_up(self, keys: list[bytes]) -> tuple[dict[bytes, Found], dict[bytes, tuple[str, int]]]:
+        """What exists of these keys: current outcomes, and rows that will run.
+
+        Tasks are looked at first, then fresh results, then packs (rule 14).
+        """
+        self.live.poll()
+        rows = self.live.holding(keys)
+        self.results.poll(deep=bool(rows))
+        outcomes = {}
+        for key in self.results.known(keys):
+            found = self.results.find(key)
+            if found is not None:
+                outcomes[key] = found
+        running = {}
+        for key, places in rows.items():
+            row = self._running(key, places)
+            if row is not None:
+                running[key] = row
+        return outcomes, running
+
+    def _running(
+        self, key: bytes, places: Sequence[tuple[LiveFile, int]]
+    ) -> tuple[str, int] | None:
+        """The first live row that has neither ended nor been cancelled."""
+        for live, row in places:
+            try:
+                live.log.refresh()
+                ended = self.results.ended(live.stem, live.file.keys)[row]
+            except (Retired, FileNotFoundError):
+                self.live.forget(live.stem)
+                continue
+            state = live.log.fold.state[row]
+            if not ended and state not in (State.CANCELLED, State.ALIASED):
+                if row not in live.log.fold.cancelled:
+                    return live.stem, row
+        return None
+
+    def publish(self, lane: Lane, rows: Sequence[TaskRow], tickets: Sequence[Ticket]) -> str:
+        """Make new rows known, and bind their tickets; the stem of the task file.
+
+        Rows that another client made at the same moment are left to the one whose file
+        has the lower name (rule 8).
+        """
+        made = taskfile.build(self._files.token(), rows, lane.limits, dict(lane.meta))
+        stem = Stem(
+            lane.priority,
+            int(self._files.wall_time() * 1e9),
+            made.token,
+            lane.shape,
+            lane.environment,
+            len(rows),
+            sum(1 for row in rows if row.dependencies),
+        )
+        give_birth(self._files, self._area, stem, made, durable=self._durable)
+        self._bound[str(stem)] = list(tickets)
+        self._alias(str(stem), [row.key for row in rows])
+        return str(stem)
+
+    def _alias(self, stem: str, keys: list[bytes]) -> None:
+        """Leave to older files what they will run."""
+        others = [live for live in self.live.poll() if live.stem != stem]
+        mine = self.live.get(stem)
+        if not others or mine is None:
+            return
+        for key, places in self.live.holding(keys).items():
+            older = [(live, row) for live, row in places if live.stem < stem]
+            running = self._running(key, older) if older else None
+            if running is None:
+                continue
+            own_row = keys.index(key)
+            with suppress(Retired, FileNotFoundError):
+                mine.log.refresh()
+                about = f"{running[0]} {running[1]}"
+                appended = mine.log.append(Kind.ALIAS, self.ident, ranges_of([own_row]), about)
+                if appended and mine.log.fold.state[own_row] == State.ALIASED:
+                    self._rebind(stem, own_row, running)
+
+    def _rebind(self, stem: str, row: int, target: tuple[str, int]) -> None:
+        tickets = self._bound[stem]
+        ticket = tickets[row]
+        if isinstance(tickets, list):
+            tickets[row] = None
+        else:
+            del tickets[row]
+        if ticket is not None:
+            self.bind(target, ticket)
+
+    def bind(self, row: tuple[str, int], ticket: Ticket) -> None:
+        """Want the outcome of a row that exists already (`look_up`)."""
+        stem, number = row
+        self._bound.setdefault(stem, {})[number] = ticket
+
+    # -- outcomes ------------------------------------------------------------------------
+
+    def poll(self, *, deep: bool = False) -> Iterator[Ended[Ticket]]:
+        """Tickets whose rows have ended since the last poll."""
+        for file in self.results.poll(deep=deep):
+            tickets = self._take(file)
+            if tickets:
+                yield Ended(file, tickets)
+
+    def _take(self, file: ResultFile) -> list[tuple[int, Ticket]]:
+        found: list[tuple[int, Ticket]] = []
+        for number, stem in enumerate(file.files):
+            tickets = self._bound.get(stem)
+            if tickets is None:
+                continue
+            if len(file.files) == 1:
+                indices: Any = range(len(file.rows))
+                rows = file.rows["row"].tolist()
+            else:
+                indices = np.flatnonzero(file.rows["file"] == number)
+                rows = file.rows["row"][indices].tolist()
+                indices = indices.tolist()
+            if isinstance(tickets, list):
+                for index, row in zip(indices, rows, strict=True):
+                    ticket = tickets[row]
+                    if ticket is not None:
+                        tickets[row] = None
+                        found.append((index, ticket))
+            else:
+                for index, row in zip(indices, rows, strict=True):
+                    ticket = tickets.pop(row, None)
+                    if ticket is not None:
+                        found.append((index, ticket))
+        return found
+
+    def check(self) -> Checked[Ticket]:
+        """Look after rows that no new result file will ever tell of: now and then."""
+        self.live.poll()
+        missing = {stem for stem in self._bound if self.live.get(stem) is None}
+        ended = list(self.poll(deep=True))
+        elsewhere: list[tuple[Ticket, Found]] = []
+        lost: list[Ticket] = []
+        for stem in list(self._bound):
+            rows = self._open_rows(stem)
+            if not rows:
+                del self._bound[stem]
+            elif stem not in missing:
+                self._follow_aliases(stem, rows)
+            else:
+                found, gone = self._follow_key(rows, sure=stem in self._missing)
+                elsewhere += found
+                lost += gone
+        self._missing = missing
+        return Checked(ended, elsewhere, lost)
+
+    def _open_rows(self, stem: str) -> dict[int, Ticket]:
+        tickets = self._bound[stem]
+        if isinstance(tickets, dict):
+            return dict(tickets)
+        return {row: ticket for row, ticket in enumerate(tickets) if ticket is not None}
+
+    def _follow_key(
+        self, rows: dict[int, Ticket], *, sure: bool
+    ) -> tuple[list[tuple[Ticket, Found]], list[Ticket]]:
+        """Rows of a task file that is not there: their outcomes stand elsewhere, or are lost.
+
+        One listing that misses the file proves nothing; two do.
+        """
+        elsewhere, lost = [], []
+        for ticket in rows.values():
+            found = self.results.find(self._key_of(ticket))
+            if found is not None:
+                elsewhere.append((ticket, found))
+            elif sure:
+                lost.append(ticket)
+        return elsewhere, lost
+
+    def unbind(self, ticket: Ticket) -> None:
+        """Nobody waits for this ticket any more."""
+        for tickets in self._bound.values():
+            if isinstance(tickets, dict):
+                for row in [row for row, one in tickets.items() if one is ticket]:
+                    del tickets[row]
+            elif ticket in tickets:
+                tickets[tickets.index(ticket)] = None
+
+    def _follow_aliases(self, stem: str, rows: dict[int, Ticket]) -> None:
+        """Somebody left a row, to which we attached in that moment, to an older one."""
+        live = self.live.get(stem)
+        if live is None or isinstance(self._bound[stem], list):
+            return
+        with suppress(Retired, FileNotFoundError):
+            live.log.refresh()
+            for row, target in live.log.fold.aliases.items():
+                if row in rows:
+                    self._rebind(stem, row, target)
+
+    # -- cancelling ----------------------------------------------------------------------
+
+    def cancel(self, stem: str, row: int) -> bool:
+        """Make sure that a row never runs; False if it was claimed before, or has ended."""
+        self.live.poll()
+        live = self.live.get(stem)
+        if live is None:
+            return False
+        try:
+            live.log.refresh()
+            while live.log.fold.state[row] in (State.WAITING, State.READY):
+                if not live.log.append(Kind.CANCEL, self.ident, ranges_of([row])):
+                    live.log.refresh()
+        except (Retired, FileNotFoundError):
+            return False
+        return row in live.log.fold.cancelled
+
+    def state(self, stem: str, row: int) -> State | None:
+        """Where a row stands; None if its file has ended."""
+        live = self.live.get(stem)
+        if live is None:
+            self.live.poll()
+            live = self.live.get(stem)
+        if live is None:
+            return None
+        try:
+            live.log.refresh()
+        except (Retired, FileNotFoundError):
+            return None
+        return State(live.log.fold.state[row])
