@@ -31,16 +31,21 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(str(error)) from error
 
 
+def groups_of(item: pytest.Item) -> list[str]:
+    # Its markers; `item.keywords` would have the names of files and parameters too.
+    return sorted({mark.name for mark in item.iter_markers() if mark.name in GROUPS})
+
+
 def pytest_collection_finish(session: pytest.Session) -> None:
-    names = {mark.name for item in session.items for mark in item.iter_markers()}
-    session.config.stash[SELECTED] = frozenset(names & GROUPS.keys())
+    names = frozenset(name for item in session.items for name in groups_of(item))
+    session.config.stash[SELECTED] = names
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for mark in item.iter_markers():
-        if mark.name in GROUPS and (reason := GROUPS[mark.name].missing()):
-            pytest.skip(f"{mark.name}: {reason}")
+    for name in groups_of(item):
+        if reason := GROUPS[name].missing():
+            pytest.skip(f"{name}: {reason}")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,7 +54,8 @@ def pytest_runtest_makereport(
 ) -> Iterator[pytest.TestReport]:
     """A skip, from whichever line, is a failure in a group that is required."""
     report = yield
-    needed = item.config.stash[REQUIRED].intersection(item.keywords)
+    report.groups = groups_of(item)  # for the summary
+    needed = item.config.stash[REQUIRED].intersection(report.groups)
     if report.skipped and needed and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"required by FSBROKER_REQUIRE, but skipped: {_reason(report)}"
@@ -64,10 +70,11 @@ def _reason(report: pytest.TestReport) -> str:
 
 def _absent(config: pytest.Config) -> list[str]:
     """Required groups without a single test, when the whole suite was asked for."""
-    part = config.option.keyword or config.option.markexpr or config.args != ["tests"]
-    if part or config.option.collectonly or SELECTED not in config.stash:
+    option = config.option
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    if not whole or option.keyword or option.markexpr or option.collectonly:
         return []
-    return sorted(config.stash[REQUIRED] - config.stash[SELECTED])
+    return sorted(config.stash[REQUIRED] - config.stash.get(SELECTED, frozenset()))
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -82,7 +89,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     reasons: dict[str, set[str]] = {}
     for outcome in ("passed", "failed", "error", "skipped", "xfailed", "xpassed"):
         for report in terminalreporter.getreports(outcome):
-            for name in [name for name in GROUPS if name in report.keywords] or ["no group"]:
+            for name in getattr(report, "groups", None) or ["no group"]:
                 if outcome == "skipped":
                     skipped[name] += 1
                     reasons.setdefault(name, set()).add(_reason(report))

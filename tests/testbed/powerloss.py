@@ -48,10 +48,25 @@ MKFS = {"ext4": ["mkfs.ext4", "-q", "-F"], "xfs": ["mkfs.xfs", "-q", "-f"]}
 OPTIONS = {"ext4": "loop,noatime,commit=3600", "xfs": "loop,noatime"}
 SIZE = 320 << 20  # mkfs.xfs refuses less than 300 MB; the image is sparse
 
-WRITING_CALLS = (
-    "open write writev pwrite fsync fdatasync link symlink unlink remove rename replace "
-    "mkdir rmdir truncate ftruncate close"
-).split()
+WRITING_CALLS = [
+    "open",
+    "write",
+    "writev",
+    "pwrite",
+    "fsync",
+    "fdatasync",
+    "link",
+    "symlink",
+    "unlink",
+    "remove",
+    "rename",
+    "replace",
+    "mkdir",
+    "rmdir",
+    "truncate",
+    "ftruncate",
+    "close",
+]
 PREFIX = "fsbroker-powerloss"
 
 

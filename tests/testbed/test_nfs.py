@@ -64,7 +64,7 @@ def test_arguments_and_variables_arrive():
 
 
 def test_a_job_that_fails_tells_what_it_wrote():
-    with pytest.raises(UmlError, match="status 3(?s:.*)to stdout(?s:.*)to stderr"):
+    with pytest.raises(UmlError, match=r"status 3(?s:.*)to stdout(?s:.*)to stderr"):
         run_in_uml("echo to stdout; echo to stderr >&2; exit 3")
 
 

@@ -113,8 +113,8 @@ def run_as(user: User, argv: Sequence[object], **kwargs: Any) -> subprocess.Comp
         kwargs: for `subprocess.run`; stdout and stderr are captured as text.
             Variables for the environment go into the command: `["env", "A=1", ...]`.
     """
-    options = {"capture_output": True, "text": True, "check": False, "cwd": user.home, **kwargs}
-    return subprocess.run(command_as(user, argv), **options)
+    options = {"capture_output": True, "text": True, "cwd": user.home, **kwargs}
+    return subprocess.run(command_as(user, argv), check=False, **options)
 
 
 @functools.cache

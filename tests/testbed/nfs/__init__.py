@@ -19,6 +19,7 @@ numpy and h5py takes 2 s): put several checks into one script.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shlex
@@ -33,9 +34,19 @@ from pathlib import Path
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[2]
 NFS_MODULES = "sunrpc grace lockd nfs nfsv3 nfsv4 nfsd"
-PROGRAMS = (
-    "linux.uml gcc modprobe ip mkfs.ext4 mount.nfs rpcbind exportfs rpc.nfsd rpc.mountd rpc.statd"
-).split()
+PROGRAMS = [
+    "linux.uml",
+    "gcc",
+    "modprobe",
+    "ip",
+    "mkfs.ext4",
+    "mount.nfs",
+    "rpcbind",
+    "exportfs",
+    "rpc.nfsd",
+    "rpc.mountd",
+    "rpc.statd",
+]
 
 
 class UmlError(Exception):
@@ -150,10 +161,8 @@ def _run_kernel(
 
 
 def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # all gone by themselves
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # all gone by themselves
     process.wait()
 
 
