@@ -1,20 +1,42 @@
 """What an agent and its workers say to each other, over a Unix socket.
 
-    agent -> worker    Functions, Slice, Call, then nothing until they are done
-    worker -> agent    Hello once, then Returned and Ended, in the order of the rows
+    agent -> worker    Function, Slice, Call, Forget; Stop at last
+    worker -> agent    Hello once (or NotReady), then Returned and Ended, in the order of the rows
 
-Each message travels as a frame: its length (4 bytes, little endian), then the
+Each message travels as a frame: its length (8 bytes, little endian), then the
 pickle (protocol 5) of ``(name of the class, *fields)``. Numbers of many rows travel
 packed, as ``array.array(...).tobytes()``.
 """
 
 from __future__ import annotations
 
+import pickle
+import struct
 from typing import NamedTuple
 
 from fsbroker.task import ArrayRef, Blob, Value
 
-__all__ = ["ArrayRef", "Blob", "Call", "Ended", "Function", "Hello", "Input", "Returned", "Slice", "Value"]
+__all__ = [
+    "ArrayRef",
+    "Blob",
+    "Call",
+    "Ended",
+    "Forget",
+    "Frames",
+    "Function",
+    "Hello",
+    "Input",
+    "Message",
+    "NotReady",
+    "Output",
+    "Returned",
+    "Slice",
+    "Stop",
+    "Value",
+    "frame",
+]
+
+_LENGTH = struct.Struct("<Q")
 
 
 class Input(NamedTuple):
@@ -56,7 +78,7 @@ class Slice(NamedTuple):
 
     function: bytes
     first: int
-    count: int
+    count: int  # type: ignore[assignment] # the method of tuples is not missed
     text: bytes
 
 
@@ -68,27 +90,50 @@ class Call(NamedTuple):
     arguments: Value
     inputs: tuple[Input, ...]
     keep: bool
-    """A later row of this worker needs the value: keep it until then."""
+    """Later rows of this worker need the value: keep it until a `Forget` names the row."""
+
+
+class Forget(NamedTuple):
+    """The values kept for these rows are no longer needed."""
+
+    rows: tuple[int, ...]
+
+
+class Stop(NamedTuple):
+    """End in good order, as a Python program does: no more work will come."""
 
 
 class Hello(NamedTuple):
-    """A worker, or one rank of an MPI worker, is ready."""
+    """A worker, or one rank of an MPI worker, is ready.
+
+    ``library``: the MPI that mpi4py loaded; ``launched_by``: the MPI whose launcher
+    started the rank, as its environment tells.
+    """
 
     token: str
     rank: int
     size: int
     pid: int
+    library: str = ""
+    launched_by: str = ""
+
+
+class NotReady(NamedTuple):
+    """A rank cannot take part: ``error`` is the pickled `FsbrokerError` that says why."""
+
+    token: str
+    error: bytes
 
 
 class Returned(NamedTuple):
-    """Consecutive rows that returned plain values and printed nothing.
+    r"""Consecutive rows that returned plain values and printed nothing.
 
-    ``text``: their values as JSON texts, joined by ``,\\n``; ``lengths`` ("I"): bytes of
+    ``text``: their values as JSON texts, joined by ``,\n``; ``lengths`` ("I"): bytes of
     each text; ``started`` ("d"): seconds since the epoch; ``wall``, ``cpu`` ("d"): seconds.
     """
 
     first: int
-    count: int
+    count: int  # type: ignore[assignment] # the method of tuples is not missed
     text: bytes
     lengths: bytes
     started: bytes
@@ -97,12 +142,22 @@ class Returned(NamedTuple):
     peak_memory: int
 
 
+class Output(NamedTuple):
+    """What one rank of an MPI task wrote."""
+
+    rank: int
+    stdout: bytes
+    stderr: bytes
+
+
 class Ended(NamedTuple):
     """One row that returned, or failed.
 
     For a failed row, ``value`` is the pickled exception, or a plain None when it cannot
-    be pickled, and ``error`` tells type, message and traceback.
-    ``peak_memory`` is in bytes; the times as in `Returned`.
+    be pickled, and ``error`` tells "type", "message" and "traceback"; "stale" where a
+    fresh worker may succeed, "rank" where the row ran on several.
+    ``peak_memory`` is in bytes; the times as in `Returned`. What the ranks of an MPI task
+    wrote stands in ``outputs``, then ``stdout`` and ``stderr`` are empty.
     """
 
     row: int
@@ -116,3 +171,44 @@ class Ended(NamedTuple):
     peak_memory: int
     stdout: bytes
     stderr: bytes
+    outputs: tuple[Output, ...] = ()
+
+
+Message = Function | Slice | Call | Forget | Stop | Hello | NotReady | Returned | Ended
+
+_TYPES = {
+    kind.__name__: kind
+    for kind in (Function, Slice, Call, Forget, Stop, Hello, NotReady, Returned, Ended)
+}
+
+
+def frame(message: Message) -> bytes:
+    body = pickle.dumps((type(message).__name__, *message), protocol=5)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Frames:
+    """Puts the messages together again, from bytes that come in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that these bytes complete."""
+        self._bytes += data
+        found: list[Message] = []
+        start = 0
+        with memoryview(self._bytes) as view:
+            while (end := self._end(start)) <= len(view):
+                name, *fields = pickle.loads(view[start + _LENGTH.size : end])
+                found.append(_TYPES[name](*fields))
+                start = end
+        del self._bytes[:start]
+        return found
+
+    def _end(self, start: int) -> int:
+        """Where the frame ends that begins there."""
+        body = start + _LENGTH.size
+        if len(self._bytes) < body:
+            return body
+        return body + int(_LENGTH.unpack_from(self._bytes, start)[0])

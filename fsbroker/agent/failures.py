@@ -1,0 +1,90 @@
+"""What an exception of a task becomes: something that every client can read and raise."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from typing import NamedTuple
+
+from fsbroker import pickling
+from fsbroker.errors import CodeChanged, TaskError
+from fsbroker.task import Encoding, Payload
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+NOTHING = Payload(Encoding.PLAIN, b"null")
+
+
+class Failure(NamedTuple):
+    """An exception in its stored form, and what to show of it."""
+
+    payload: Payload
+    error: dict[str, str]
+
+
+def describe(error: BaseException, where: str) -> Failure:
+    """What to report of an exception.
+
+    Args:
+        error: what was raised.
+        where: the function, for those errors that cannot tell it.
+    """
+    shown = {
+        "type": _name(type(error)),
+        "message": _message(error),
+        "traceback": _traceback(error),
+    }
+    if isinstance(error, CodeChanged) and getattr(error, "stale", False):
+        shown["stale"] = "1"
+    return Failure(_stored(_raisable(error, where)), shown)
+
+
+def _name(kind: type) -> str:
+    if kind.__module__ in ("builtins", "__main__"):
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as broken:
+        return f"<the message cannot be shown: {type(broken).__name__}>"
+
+
+def _traceback(error: BaseException) -> str:
+    """The traceback with all causes, from the task's first frame on."""
+    import traceback  # on first use: it costs a tenth of a worker's start
+
+    frames = error.__traceback__
+    while frames and frames.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+        frames = frames.tb_next
+    try:
+        return "".join(traceback.format_exception(type(error), error, frames))
+    except Exception as broken:  # out of memory, or a user's __str__
+        return f"{_name(type(error))} <no traceback: {type(broken).__name__}>"
+
+
+def _raisable(error: BaseException, where: str) -> BaseException:
+    """What a future can raise without ending the client's program."""
+    if isinstance(error, SystemExit):
+        return TaskError(f"The task called sys.exit({error.code!r})", where)
+    if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
+        return TaskError(f"The task raised {type(error).__name__}", where)
+    return error
+
+
+def _stored(error: BaseException) -> Payload:
+    """The pickled exception; None if it does not come back from a pickle as it was."""
+    try:
+        payload = pickling.encode(error)
+        again = pickling.decode(payload.encoding, payload.data, payload.arrays)
+    except BaseException:  # a user's __reduce__ or __init__ may do anything
+        return NOTHING
+    same = type(again) is type(error) and not payload.dependencies
+    return payload if same else NOTHING
+
+
+def dump(error: TaskError) -> bytes:
+    """The pickle of an error of our own."""
+    return pickle.dumps(error, protocol=pickling.PROTOCOL)

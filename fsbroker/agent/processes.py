@@ -1,0 +1,206 @@
+"""Starting the processes of workers, in the environment that their slot prescribes.
+
+Each is started below a guardian (see there) from a fresh interpreter, never by a fork of
+the agent: the agent is large, and has locks and files open that a copy would share.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from fsbroker.agent import capture
+from fsbroker.agent.guardian import KILL_AFTER
+
+MPIEXEC = ("mpiexec", "-n", "{ranks}")
+"""The launcher of MPI groups where the site prescribes no other."""
+
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+)
+
+_GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+_AMD_DRIVER = "/dev/kfd"
+
+_OF_ANOTHER_LAUNCH = (
+    "PMI_",
+    "PMIX_",
+    "PALS_",
+    "HYDI_",
+    "MPI_LOCAL",
+    "OMPI_COMM_",
+    "OMPI_APP_",
+    "OMPI_ARGV",
+    "OMPI_COMMAND",
+    "OMPI_FILE_LOCATION",
+    "OMPI_FIRST_RANKS",
+    "OMPI_NUM_APP_CTX",
+    "OMPI_UNIVERSE_SIZE",
+    "OMPI_MCA_ess",
+    "OMPI_MCA_orte_",
+    "OMPI_MCA_initial_wdir",
+    "OMPI_MCA_pmix",
+    "PRTE_LAUNCHED",
+    "PRTE_MCA_ess",
+)
+"""What srun, Hydra, Open MPI and PRRTE give to the ranks they start. An agent that one of
+them started has these too, and would pass itself off as a rank of that launch. What a
+user prefers (``OMPI_MCA_btl`` and the like) stays."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Where and how a worker runs: what two tasks must share to run in the same one.
+
+    Attributes:
+        spool: root of the spool.
+        area: path of the user's area, relative to the spool.
+        scratch: directory of the agent on the node, 0700, for sockets and captured output.
+        python: the interpreter.
+        cpus: cores to run on, shared out among the ranks of an MPI group; None: any.
+        threads: of each process, for OpenMP and the BLAS libraries.
+        gpus: ids of the devices that are visible; none are if it is empty.
+        durable: whether arrays that a worker publishes are fsynced.
+        environment: variables to set beyond these.
+        launcher: command that starts MPI ranks; ``{ranks}`` and ``{threads}`` are filled in.
+    """
+
+    spool: str
+    area: str
+    scratch: str
+    python: str = sys.executable
+    cpus: tuple[int, ...] | None = None
+    threads: int = 1
+    gpus: tuple[str, ...] = ()
+    durable: bool = True
+    environment: Mapping[str, str] = field(default_factory=dict)
+    launcher: tuple[str, ...] = MPIEXEC
+
+
+def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a worker, from those of the agent."""
+    found = without_launch(base)
+    found.update(dict.fromkeys(THREAD_VARIABLES, str(settings.threads)))
+    for name in _GPU_VARIABLES:
+        found.pop(name, None)
+    found.update(gpu_variables(settings.gpus, os.path.exists(_AMD_DRIVER)))
+    found.update(settings.environment)
+    return found
+
+
+def without_launch(base: Mapping[str, str]) -> dict[str, str]:
+    """The variables without those by which a launcher tells a rank who it is."""
+    return {name: value for name, value in base.items() if not name.startswith(_OF_ANOTHER_LAUNCH)}
+
+
+def gpu_variables(gpus: Sequence[str], amd: bool) -> dict[str, str]:
+    if not gpus:
+        return dict.fromkeys(_GPU_VARIABLES, "")
+    # Never both: HIP obeys CUDA_VISIBLE_DEVICES too, and counts from zero what
+    # ROCR_VISIBLE_DEVICES leaves, so the same ids twice would hide most devices.
+    return {"ROCR_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+
+
+class Process:
+    """A program below a guardian, in a session of its own.
+
+    Args:
+        command: the program, which finds its end of the control socket where
+            ``{control}`` stands.
+        directory: to start in.
+        output: where stdout and stderr go: this path with ".out" and ".err".
+        inherited: other descriptors for the program.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        directory: str,
+        output: str,
+        inherited: Sequence[int] = (),
+    ) -> None:
+        self.output = output
+        # Whole messages: a wish is never read in halves.
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        out, err = capture.open_file(f"{output}.out"), capture.open_file(f"{output}.err")
+        try:
+            self._popen = subprocess.Popen(
+                [part.replace("{control}", str(theirs.fileno())) for part in command],
+                env=variables,
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,  # out of reach of ctrl-C in the client's terminal
+                pass_fds=(theirs.fileno(), *inherited),
+            )
+        except BaseException:
+            self._control.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(out)
+            os.close(err)
+        self._exit: str | None = None
+
+    def fileno(self) -> int:
+        """Readable once the program and all that it started are gone."""
+        return self._control.fileno()
+
+    def kill(self, after: float = 0.0) -> None:
+        """Have the guardian kill everything, ``after`` seconds from now (inf: not any more)."""
+        with suppress(OSError):  # it is gone
+            self._control.send(KILL_AFTER.pack(after), socket.MSG_DONTWAIT)
+
+    def ended(self) -> str | None:
+        """How the program ended; None while something of it is left."""
+        if self._exit is None and self._is_gone():
+            with suppress(OSError):  # what is left if it was the guardian that was killed
+                os.killpg(self._popen.pid, signal.SIGKILL)
+            # No long wait: the guardian's socket closes in the last steps of its exit.
+            self._exit = exit_text(self._popen.wait())
+            self._control.close()
+        return self._exit
+
+    def _is_gone(self) -> bool:
+        try:
+            return not self._control.recv(1, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def captured(self) -> tuple[bytes, bytes]:
+        """What stands in the files of stdout and stderr."""
+        return capture.read_file(f"{self.output}.out"), capture.read_file(f"{self.output}.err")
+
+    def close(self) -> None:
+        """Let go of it: if something of it lives, it is killed. Removes the captured output."""
+        self.kill()
+        self._control.close()
+        for ending in ("out", "err"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self.output}.{ending}")
+
+
+def exit_text(code: int) -> str:
+    """How a process ended, from `subprocess`'s return code."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:  # a real-time signal
+        return f"killed by signal {-code}"
+    return f"killed by signal {-code} ({name})"

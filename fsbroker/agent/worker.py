@@ -1,0 +1,119 @@
+"""The program of a worker: ``python -m fsbroker.agent.worker``.
+
+    serial CONTROL SOCKET PLAN    below a guardian, with its end of a socket pair
+    rank PLAN                     started by an MPI launcher; connects to the agent's socket
+
+It says `Hello` before it has loaded what it needs to run rows: the agent sends work
+meanwhile. While a task runs, the main thread is the task's, so nothing here watches over
+the process; that is the guardian's.
+
+What a task leaves behind in the process (threads, changed modules, environment
+variables) stays for the tasks after it, as in any process pool. The directory,
+``sys.path`` and stdout are put right before each.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from fsbroker.agent import guardian
+
+if TYPE_CHECKING:
+    import socket
+
+    from fsbroker.agent.messages import Hello
+
+CHUNK = 1 << 18
+
+
+def main() -> None:
+    """Become a worker; the command line stands above."""
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]  # the directory we were started in, so that `fsbroker` is found
+    kind, *arguments = sys.argv[1:]
+    sys.argv[1:] = []
+    if kind == "serial":
+        _serial(int(arguments[0]), int(arguments[1]), arguments[2])
+    else:
+        _rank(arguments[0])
+
+
+def _serial(control: int, connection: int, text: str) -> None:
+    guardian.split(control, [connection])
+    import json
+    import socket
+
+    plan = json.loads(text)
+    _settle(plan["cpus"])
+    with socket.socket(fileno=connection) as agent:
+        agent.set_inheritable(False)
+        from fsbroker.agent.messages import Hello
+
+        _work(agent, plan, Hello("", 0, 1, os.getpid()))
+
+
+def _work(agent: socket.socket, plan: dict[str, Any], hello: Hello) -> None:
+    from fsbroker.agent import messages
+
+    agent.sendall(messages.frame(hello))
+    from fsbroker.agent.rows import Arrays, Reporter, Runner
+
+    arrays = Arrays(plan["spool"], plan["area"], plan["durable"])
+    runner = Runner(Reporter(agent, hello.rank), arrays)
+    frames = messages.Frames()
+    while data := agent.recv(CHUNK):
+        for message in frames.feed(data):
+            runner.handle(message)
+
+
+# -- the process -------------------------------------------------------------------------
+
+
+def _settle(cpus: list[int] | None) -> None:
+    """Make this process one in which other people's code can run."""
+    import faulthandler
+
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
+    _ignore_signals()
+    _write_at_once()
+    faulthandler.enable(file=2)  # a segmentation fault leaves a traceback in stderr
+
+
+def _ignore_signals() -> None:
+    """A queue system signals all processes of a job; what that means, the agent decides.
+
+    By handlers, not SIG_IGN, which programs would inherit; forked children of a task get
+    the usual meaning back: `multiprocessing` ends its own by SIGTERM.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        usual = signal.signal(number, lambda *_: None)
+        os.register_at_fork(after_in_child=lambda n=number, u=usual: signal.signal(n, u))
+
+
+def _write_at_once() -> None:
+    """Have what C code prints reach the file line by line: it belongs to the row that runs."""
+    import ctypes
+
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    libc = ctypes.CDLL(None)
+    line_buffered = 1
+    libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, line_buffered, ctypes.c_size_t(0))
+
+
+def _rank(text: str) -> None:
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    # Users' pickles look for their own names in `__main__`: let them find none of ours.
+    from types import ModuleType
+
+    from fsbroker.agent import worker
+
+    sys.modules["__main__"] = ModuleType("__main__")
+    worker.main()

@@ -1,0 +1,217 @@
+"""The agent's side of its workers; here those that run tasks of one process.
+
+    worker = SerialWorker(settings)
+    worker.send(function, slice)
+    selector.register(worker, EVENT_READ) ... worker.receive() -> [Returned, Ended, ..., Lost]
+
+Nothing here waits: what cannot be sent yet stays in a buffer, and a worker's descriptor is
+ready when it has said something, when it can take more, or when it has ended.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import select
+import socket
+from collections import deque
+from itertools import count
+from typing import NamedTuple
+
+import fsbroker
+from fsbroker.agent import messages
+from fsbroker.agent.messages import Call, Ended, Forget, Function, Hello, Returned, Slice, Stop
+from fsbroker.agent.processes import Process, Settings, environment
+from fsbroker.errors import TaskError, WorkerLost
+
+CHUNK = 1 << 20
+TURN = 16 << 20
+
+PACKAGE_ROOT = os.path.dirname(next(iter(fsbroker.__path__)))
+"""Where workers start, so that they import the same fsbroker as the agent."""
+
+_numbers = count()
+
+
+class Lost(NamedTuple):
+    """The worker is gone, and with it all rows that it has not reported.
+
+    Attributes:
+        reason: "killed by signal 9 (SIGKILL)", "exit code 3", ...
+        error: for the outcome of a row that this is charged to.
+        ready: whether it was ready for work before; if not, no task is to blame.
+        rank: of an MPI group: the rank that died first, if that is known.
+        outputs: what its processes had written since the last row that was reported.
+    """
+
+    reason: str
+    error: TaskError
+    ready: bool
+    rank: int | None
+    outputs: tuple[messages.Output, ...]
+
+
+Sent = Function | Slice | Call | Forget | Stop
+Report = Returned | Ended | Lost
+
+
+class Connection:
+    """A socket to a worker process, with a buffer for what it does not take yet."""
+
+    def __init__(self, peer: socket.socket, poll: select.epoll) -> None:
+        self._peer = peer
+        self._peer.setblocking(False)
+        self._poll = poll
+        self._poll.register(peer, select.EPOLLIN)
+        self._out: deque[memoryview] = deque()
+        self._frames = messages.Frames()
+        self.open = True
+
+    def fileno(self) -> int:
+        return self._peer.fileno()
+
+    def send(self, frames: list[bytes]) -> None:
+        waiting = bool(self._out)
+        self._out.extend(map(memoryview, frames))
+        if not waiting:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what the socket takes; have the rest called for when it takes more."""
+        if not self.open:
+            return
+        waited = len(self._out) > 0
+        try:
+            while self._out:
+                sent = self._peer.send(self._out[0])
+                if sent < len(self._out[0]):
+                    self._out[0] = self._out[0][sent:]
+                else:
+                    self._out.popleft()
+        except BlockingIOError:
+            pass
+        except OSError:  # it is gone; what it said before can still be read
+            self._out.clear()
+        if waited:
+            wanted = select.EPOLLIN | (select.EPOLLOUT if self._out else 0)
+            self._poll.modify(self._peer, wanted)
+
+    def receive(self, at_most: float = TURN) -> list[messages.Message]:
+        """What has arrived; closes at the end of the stream.
+
+        Args:
+            at_most: bytes, about; the others have their turn then.
+        """
+        found: list[messages.Message] = []
+        taken = 0
+        while self.open and taken < at_most:
+            try:
+                data = self._peer.recv(CHUNK)
+            except BlockingIOError:
+                break
+            except OSError:
+                data = b""
+            if not data:
+                self.close()
+            taken += len(data)
+            found += self._frames.feed(data)
+        return found
+
+    def close(self) -> None:
+        if self.open:
+            self.open = False
+            self._poll.unregister(self._peer)
+            self._peer.close()
+
+
+class SerialWorker:
+    """A process that runs one row after the other.
+
+    Attributes:
+        settings: of the process.
+        ready: it has said hello. Work may be sent before.
+        alive: it can take work; False from the `Lost` on, or once it is to end.
+    """
+
+    ranks = 1
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.ready = False
+        self.alive = True
+        self.pid = 0
+        self._lost = False
+        self._poll = select.epoll()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = Process(
+                _command(settings, theirs.fileno()),
+                environment(settings, os.environ),
+                PACKAGE_ROOT,
+                os.path.join(settings.scratch, f"worker-{next(_numbers)}"),
+                [theirs.fileno()],
+            )
+        self._connection = Connection(ours, self._poll)
+        self._poll.register(self._process, select.EPOLLIN)
+
+    def fileno(self) -> int:
+        """Readable when `receive` has something to do."""
+        return self._poll.fileno()
+
+    def send(self, *sent: Sent) -> None:
+        self._connection.send([messages.frame(message) for message in sent])
+
+    def receive(self) -> list[Report]:
+        """What the worker has said; its last word is `Lost`, once nothing of it is left."""
+        if self._lost:
+            return []
+        ended = self._process.ended()  # before we read: what it said before counts
+        self._connection.flush()
+        found: list[Report] = []
+        for message in self._connection.receive(math.inf if ended else TURN):
+            if isinstance(message, Hello):
+                self.ready, self.pid = True, message.pid
+            elif isinstance(message, Returned | Ended):
+                found.append(message)
+        if ended:
+            found.append(self._loss(ended))
+        return found
+
+    def _loss(self, reason: str) -> Lost:
+        self.alive = False
+        self._lost = True
+        output = messages.Output(0, *self.captured())
+        error = WorkerLost(f"The process that ran the task ended ({reason})", os.uname().nodename)
+        return Lost(reason, error, self.ready, None, (output,))
+
+    def captured(self) -> tuple[bytes, bytes]:
+        """What the row that is running has written so far to stdout and stderr."""
+        return self._process.captured()
+
+    def stop(self) -> None:
+        """Have it end when it has done all that was sent; `Lost` follows."""
+        self.alive = False
+        self.send(Stop())
+
+    def kill(self, after: float = 0.0) -> None:
+        """Have it killed with all that it started; `Lost` follows when that is done."""
+        self.alive = False
+        self._process.kill(after)
+
+    def close(self) -> None:
+        """Let go of it: if it still lives, it is killed."""
+        self._process.close()
+        self._connection.close()
+        self._poll.close()
+
+
+def _command(settings: Settings, connection: int) -> list[str]:
+    plan = {
+        "spool": settings.spool,
+        "area": settings.area,
+        "durable": settings.durable,
+        "cpus": settings.cpus,
+    }
+    module = [settings.python, "-m", "fsbroker.agent.worker"]
+    return [*module, "serial", "{control}", str(connection), json.dumps(plan)]
