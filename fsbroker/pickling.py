@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 PROTOCOL = 5
 
+_PLAIN = Encoding.PLAIN
+_new = tuple.__new__  # a third of the time that a named tuple's own constructor takes
+
 Foreign = Mapping[int, Any]
 """The values of foreign futures, by ``id(future)``."""
 
@@ -168,7 +171,7 @@ def _encode_pickle(obj: object, foreign: Foreign | None, copy: bool) -> Payload:
 def _pickler_class() -> Any:
     import cloudpickle  # on first use: plain values do without
 
-    class Pickler(cloudpickle.Pickler):  # type: ignore[misc, name-defined]
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         """Takes arrays and futures out; they are persistent ids in the pickle."""
 
         def __init__(self, stream: io.BytesIO, arrays: plain.Arrays, futures: _Futures) -> None:
@@ -223,13 +226,10 @@ def encode_call(
     Raises:
         ForeignFutures, CannotPickle: as `encode` does.
     """
-    if not kwargs and plain.ATOMS.issuperset(map(type, args)):
-        try:
-            text = plain.to_text(args)
-        except ValueError:  # an int beyond the digit limit
-            text = ""
-        if 0 < len(text) < plain.SHORT and "\\ud" not in text:
-            return Payload(Encoding.PLAIN, text.encode("ascii"))
+    if not kwargs:
+        text = plain.flat_text(args)
+        if text is not None:
+            return _new(Payload, (_PLAIN, text.encode("ascii"), (), ()))
     plain_form = {"args": list(args), "kwargs": dict(kwargs)} if kwargs else list(args)
     payload = _encode_plain(plain_form, foreign, True)
     return payload or _encode_pickle((args, dict(kwargs)), foreign, True)

@@ -88,6 +88,27 @@ def encode(obj: object) -> Payload | None:
         return None
 
 
+def flat_text(items: Sequence[Any]) -> str | None:
+    r"""The JSON list of these items, if all are atoms, and no other items have the same text.
+
+    Returns None for others; for ints that not every interpreter would read; and where the
+    text has ``\ud``: two lone surrogates look like one letter there.
+    """
+    if not ATOMS.issuperset(map(type, items)):
+        return None
+    try:
+        text = to_text(items)
+    except ValueError:  # an int beyond the digit limit
+        return None
+    if "\\ud" in text or (len(text) >= SHORT and any(map(_is_big, items))):
+        return None
+    return text
+
+
+def _is_big(obj: object) -> bool:
+    return type(obj) is int and not -_BIG < obj < _BIG
+
+
 def encode_many(values: list[Any]) -> tuple[bytes, array[int]] | None:
     r"""The texts of many values, joined by ``,\n``, and the length of each.
 
