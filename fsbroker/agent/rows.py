@@ -8,6 +8,7 @@ each; a row that has been done for a moment never waits for a long one behind it
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import resource
@@ -260,23 +261,57 @@ def _is_special(row: Row | Special) -> bool:
 # -- running -----------------------------------------------------------------------------
 
 
+class _Stream(io.TextIOWrapper):
+    """Writes each line at once, so that it can be read if the worker is killed."""
+
+    wrote = False
+
+    def write(self, text: str, /) -> int:
+        self.wrote = True
+        return super().write(text)
+
+
 class Streams:
-    """The worker's stdout and stderr, and whether a row wrote to them."""
+    """The worker's stdout and stderr, and whether a row wrote to them.
+
+    Attributes:
+        out, err: what `sys.stdout` and `sys.stderr` are.
+        syscall: seconds that a system call takes, at least. A row that was faster has made
+            none: the streams' ``wrote`` tells whether it wrote anything.
+    """
 
     def __init__(self) -> None:
-        self._flush_out, self._flush_err = sys.stdout.flush, sys.stderr.flush
         # Our own descriptors: a task may close 1 and 2, or open something else there.
-        self._out, self._err = os.dup(1), os.dup(2)
+        self._files = (os.dup(1), os.dup(2))
+        self.out, self.err = _stream(1), _stream(2)
+        sys.stdout, sys.stderr = self.out, self.err
+        self.syscall = min(self._time_a_call() for _ in range(100))
+
+    def _time_a_call(self) -> float:
+        started = clock()
+        os.lseek(self._files[0], 0, os.SEEK_END)
+        return clock() - started
 
     def written(self) -> bool:
-        with suppress(ValueError, OSError):  # a task closed them
-            self._flush_out()
-            self._flush_err()
-        return bool(os.lseek(self._out, 0, 2) or os.lseek(self._err, 0, 2))
+        """Whether anything was written since `take`, by this process or another."""
+        try:
+            self.out.flush()
+            self.err.flush()
+        except (ValueError, OSError):  # a task closed them
+            pass
+        return any(os.lseek(file, 0, os.SEEK_END) for file in self._files)
 
     def take(self) -> tuple[bytes, bytes]:
-        self.written()
-        return capture.take(self._out), capture.take(self._err)
+        """What was written."""
+        self.out.wrote = self.err.wrote = False
+        if not self.written():
+            return b"", b""
+        return capture.take(self._files[0]), capture.take(self._files[1])
+
+
+def _stream(descriptor: int) -> _Stream:
+    binary = open(descriptor, "wb", closefd=False)  # noqa: SIM115
+    return _Stream(binary, encoding="utf-8", errors="backslashreplace", line_buffering=True)
 
 
 class Runner:
@@ -321,21 +356,25 @@ class Runner:
     def _run_rows(
         self, function: Callable[..., Any], rows: list[Any], digest: bytes, directory: int
     ) -> None:
-        reporter, atoms, written = self._reporter, plain.ATOMS, self._streams.written
+        reporter, streams, atoms = self._reporter, self._streams, plain.ATOMS
+        out, err, syscall = streams.out, streams.err, streams.syscall
         report = reporter.rows.append
         for arguments in rows:
-            os.fchdir(directory)  # where the row before left us is none of this one's business
             started = clock()
             try:
                 value = function(*arguments)
                 ended = clock()
             except BaseException as error:
                 self._failed(error, digest, started)
+                os.fchdir(directory)
                 continue
-            if type(value) in atoms and not written():
+            quick = ended - started < syscall and not (out.wrote or err.wrote)
+            if type(value) in atoms and (quick or not streams.written()):
                 report((value, started, ended))
             else:
                 self._returned(value, digest, started, ended)
+            if not quick:
+                os.fchdir(directory)  # where this row went is none of the next one's business
             if ended > reporter.due:
                 reporter.flush()
 

@@ -251,6 +251,20 @@ class AgentSession:
             self._published.setdefault(stem, set()).add(row)
         self.beat()
 
+    def write_logs(
+        self, live: LiveFile, row: int, outputs: Iterable[tuple[int, bytes, bytes]]
+    ) -> str:
+        """Keep what the ranks of a row wrote (rank, stdout, stderr); the directory."""
+        key = live.file.key(row)
+        directory = self._area.task_logs(key, self.agent, live.log.fold.generation[row])
+        self._files.mkdir(directory.rpartition("/")[0])
+        self._files.mkdir(directory)
+        for rank, stdout, stderr in outputs:
+            for name, content in (("out", stdout), ("err", stderr)):
+                with suppress(FileExistsError):
+                    self._files.write_new(f"{directory}/{rank}.{name}", [content], sync=False)
+        return f"{self._files.root}/{directory}"
+
     def input_value(self, key: bytes) -> Value | None:
         """The stored value of a task that has one."""
         found = self.results.find(key)

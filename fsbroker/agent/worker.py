@@ -98,8 +98,6 @@ def _write_at_once() -> None:
     """Have what C code prints reach the file line by line: it belongs to the row that runs."""
     import ctypes
 
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     libc = ctypes.CDLL(None)
     line_buffered = 1
     libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, line_buffered, ctypes.c_size_t(0))

@@ -1,9 +1,8 @@
 """Arrays of 1 MB and more: one file each, so that they are written and read without copies.
 
-A blob is named by the digest of its content where it is an argument (the key was made
-from that digest anyway, and two tasks with the same array share it), at random where it
-is a value. It is published before the file that refers to it; one that nothing refers to
-is left over from a crash and found by gc.
+A blob is named by the digest of its content, so that tasks with the same array share it.
+It is published before the file that refers to it; one that nothing refers to is left
+over from a crash and found by gc.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ SMALLEST = 1 << 20
 
 
 def write_array(
-    files: Files, area: Area, array: np.ndarray, digest: str | None, *, durable: bool
+    files: Files, area: Area, array: np.ndarray, *, durable: bool
 ) -> Blob:
-    """Publish an array of any shape, in C or F order.
+    """Publish an array of any shape, in C or F order, under the digest of its content."""
+    from hashlib import blake2b
 
-    Args:
-        digest: 40 hex digits of its content, or None for a random name.
-    """
-    name = f"{digest or files.token() + files.token() + files.token()[:8]}.h5"
     content = array if array.flags.c_contiguous else array.T
-    token = files.token()
-    made = image(token, "blob", {"order": "C" if content is array else "F"}, {"array": content})
+    order = "C" if content is array else "F"
+    digest = blake2b(f"{content.dtype.str} {content.shape} {order}".encode(), digest_size=20)
+    digest.update(memoryview(content).cast("B"))
+    name = f"{digest.hexdigest()}.h5"
+    made = image(files.token(), "blob", {"order": order}, {"array": content})
     publish(files, area, made, area.blob(name), durable=durable)
     return Blob(name)
 
@@ -57,7 +56,7 @@ def read_array(files: Files, area: Area, ref: ArrayRef) -> np.ndarray:
 
 
 def store(
-    files: Files, area: Area, array: np.ndarray, digest: str | None, *, durable: bool
+    files: Files, area: Area, array: np.ndarray, *, durable: bool
 ) -> ArrayRef:
     """The stored form of an array: its bytes if it is small, else a blob."""
     order = "C" if array.flags.c_contiguous or not array.flags.f_contiguous else "F"
@@ -66,7 +65,7 @@ def store(
 
         array = np.ascontiguousarray(array).reshape(array.shape)
     if array.nbytes >= SMALLEST:
-        data: bytes | Blob = write_array(files, area, array, digest, durable=durable)
+        data: bytes | Blob = write_array(files, area, array, durable=durable)
     else:
         data = array.tobytes(order)  # type: ignore[arg-type]
     return ArrayRef(array.dtype.str, array.shape, order, data)

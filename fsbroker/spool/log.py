@@ -129,6 +129,7 @@ class Fold:
         state, owner, generation, attempts, limit: of each row. ``owner`` is an index into
             ``agents``. ``limit`` is the most rows that may be claimed together with it: a
             recovered slice is split until the row that kills agents is alone.
+        unready: rows that were claimed while waiting, by who makes their inputs as well.
         cancelled: rows that were cancelled before any claim: they never run.
         aliases: row -> (stem, row) that runs in its place.
         history: row -> what happened to earlier attempts.
@@ -145,6 +146,7 @@ class Fold:
         self.generation = array("H", bytes(2 * rows))
         self.attempts = bytearray(rows)
         self.limit = array("H", [rows]) * rows
+        self.unready: set[int] = set()
         self.cancelled: set[int] = set()
         self.aliases: dict[int, tuple[str, int]] = {}
         self.history: dict[int, list[str]] = {}
@@ -188,13 +190,18 @@ class Fold:
         if any(self.state[row] not in CLAIMABLE for row in rows_of(record.rows)):
             return
         owner = self._index(record.by)
+        self.unready.update(row for row in rows_of(record.rows) if self.state[row] == State.WAITING)
         for first, end in record.rows:
             count = end - first
             self.state[first:end] = bytes([State.CLAIMED]) * count
             self.owner[first:end] = array("H", [owner]) * count
 
     def _reopen(self, row: int, *, reason: str) -> None:
-        self.state[row] = State.CANCELLED if row in self.cancelled else State.READY
+        if row in self.cancelled:
+            self.state[row] = State.CANCELLED
+        else:
+            self.state[row] = State.WAITING if row in self.unready else State.READY
+        self.unready.discard(row)
         self.generation[row] += 1
         if reason:
             self.history.setdefault(row, []).append(reason)
@@ -257,6 +264,7 @@ class Fold:
                 "generation": self.generation.tolist(),
                 "attempts": self.attempts.hex(),
                 "limit": self.limit.tolist(),
+                "unready": sorted(self.unready),
                 "cancelled": sorted(self.cancelled),
                 "aliases": [[row, *target] for row, target in self.aliases.items()],
                 "history": list(self.history.items()),
@@ -275,6 +283,7 @@ class Fold:
         fold.owner = array("H", read["owner"])
         fold.generation = array("H", read["generation"])
         fold.limit = array("H", read["limit"])
+        fold.unready = set(read["unready"])
         fold.cancelled = set(read["cancelled"])
         fold.aliases = {row: (stem, target) for row, stem, target in read["aliases"]}
         fold.history = dict(read["history"])

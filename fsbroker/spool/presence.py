@@ -140,6 +140,13 @@ def describe(**more: Any) -> dict[str, Any]:
     }
 
 
+def is_alive_process(described: dict[str, Any]) -> bool:
+    """The agent runs on this host and boot, now."""
+    host = this_host()
+    mine = (described.get("boot"), described.get("namespace")) == (host.boot, host.namespace)
+    return mine and process_start(int(described["pid"])) == described["process_start"]
+
+
 def is_dead_process(described: dict[str, Any]) -> bool:
     """The agent ran on this host and boot, and its process has ended."""
     host = this_host()

@@ -195,6 +195,13 @@ class TaskFile:
         pickle = self._function_pickles[entry["offset"] : entry["offset"] + entry["length"]]
         return FunctionEntry(bytes.fromhex(entry["digest"]), entry["name"], entry["source"], pickle)
 
+    def function_digest(self, row: int) -> bytes:
+        return self._function_digests[self.rows["function"][row]]
+
+    @cached_property
+    def _function_digests(self) -> list[bytes]:
+        return [bytes.fromhex(entry["digest"]) for entry in self._function_list]
+
     def function_name(self, row: int) -> str:
         name: str = self._function_list[self.rows["function"][row]]["name"]
         return name

@@ -1,0 +1,301 @@
+"""The workers of an agent, and which rows each of them has.
+
+    assign -> Assignment (rows numbered for one worker) -> reports -> Outcome or Bulk
+"""
+
+from __future__ import annotations
+
+import selectors
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple, Union
+
+from fsbroker.agent.messages import Call, Ended, Forget, Function, Input, Returned, Slice
+from fsbroker.agent.processes import Settings
+from fsbroker.agent.slots import Slot, Slots
+from fsbroker.agent.workers import SerialWorker
+from fsbroker.resources import Shape
+from fsbroker.spool.live import LiveFile
+from fsbroker.spool.streams import Bulk
+
+if TYPE_CHECKING:
+    from fsbroker.agent.mpi import MpiWorker
+
+Worker = Union[SerialWorker, "MpiWorker"]
+
+
+class Unit(NamedTuple):
+    """Rows of one task file that one worker must run in this order.
+
+    ``simple`` rows are consecutive and have plain arguments only.
+    """
+
+    live: LiveFile
+    rows: Sequence[int]
+    simple: bool
+
+
+class Assignment:
+    """Rows that a worker has, numbered from ``base`` in its own count."""
+
+    __slots__ = ("base", "done", "unit")
+
+    def __init__(self, base: int, unit: Unit) -> None:
+        self.base = base
+        self.unit = unit
+        self.done = 0
+
+    def left(self) -> Sequence[int]:
+        return self.unit.rows[self.done :]
+
+
+class Member:
+    """One worker with the slot that it holds and the rows that it has.
+
+    Attributes:
+        heard: when it last reported, or was given its first row: monotonic seconds.
+    """
+
+    def __init__(self, worker: Worker, slot: Slot) -> None:
+        self.worker = worker
+        self.slot = slot
+        self.heard = 0.0
+        self.doomed: str | None = None
+        """Why it is being killed, for the row that it runs."""
+        self._assignments: deque[Assignment] = deque()
+        self._functions: set[bytes] = set()
+        self._next = 0
+
+    def rows_left(self) -> int:
+        return sum(len(one.unit.rows) - one.done for one in self._assignments)
+
+    def is_idle(self) -> bool:
+        return not self._assignments and self.worker.alive
+
+    def current(self) -> tuple[LiveFile, int] | None:
+        """The row that it runs."""
+        if not self._assignments:
+            return None
+        first = self._assignments[0]
+        return first.unit.live, first.unit.rows[first.done]
+
+    def assign(self, unit: Unit, value: Callable[[bytes], object], now: float) -> None:
+        """Send rows. ``value`` gives the stored value of a dependency."""
+        if not self._assignments:
+            self.heard = now
+        assignment = Assignment(self._next, unit)
+        self._next += len(unit.rows)
+        self._assignments.append(assignment)
+        self._send_functions(unit)
+        if unit.simple:
+            self.worker.send(*_slices(assignment))
+        else:
+            self.worker.send(*_calls(assignment, value))
+
+    def _send_functions(self, unit: Unit) -> None:
+        file = unit.live.file
+        for number in dict.fromkeys(file.rows["function"][list(unit.rows)].tolist()):
+            row = int((file.rows["function"] == number).argmax())
+            function = file.function(row)
+            path, cwd = tuple(file.meta["path"]), file.meta["cwd"]
+            if function.digest not in self._functions:
+                self._functions.add(function.digest)
+                self.worker.send(
+                    Function(function.digest, function.name, function.pickle, path, cwd)
+                )
+
+    def report(self, message: Returned | Ended) -> tuple[LiveFile, Sequence[int]]:
+        """The task rows that a report is of; they are no longer here."""
+        number, count = (
+            (message.first, message.count) if isinstance(message, Returned) else (message.row, 1)
+        )
+        assignment = self._assignments[0]
+        at = number - assignment.base
+        rows = assignment.unit.rows[at : at + count]
+        assignment.done = at + count
+        if assignment.done == len(assignment.unit.rows):
+            self._assignments.popleft()
+        return assignment.unit.live, rows
+
+    def take_all(self) -> list[Unit]:
+        """Everything that has not been reported."""
+        units = [
+            Unit(one.unit.live, one.left(), one.unit.simple) for one in self._assignments
+        ]
+        self._assignments.clear()
+        return units
+
+
+def _slices(assignment: Assignment) -> Iterator[Slice]:
+    """Consecutive rows, one slice for each run of the same function."""
+    file, rows = assignment.unit.live.file, assignment.unit.rows
+    functions = file.rows["function"][rows[0] : rows[-1] + 1].tolist()
+    start = 0
+    while start < len(rows):
+        end = start
+        while end < len(rows) and functions[end] == functions[start]:
+            end += 1
+        text = file.plain_text(rows[start], rows[end - 1] + 1)
+        assert text is not None
+        digest = file.function_digest(rows[start])
+        yield Slice(digest, assignment.base + start, end - start, text)
+        start = end
+
+
+def _calls(
+    assignment: Assignment, value: Callable[[bytes], object]
+) -> Iterator[Call | Forget]:
+    """Rows one by one, with what fills their dependencies."""
+    file, rows = assignment.unit.live.file, assignment.unit.rows
+    numbers = {row: assignment.base + at for at, row in enumerate(rows)}
+    dependencies = {row: file.dependencies(row) for row in rows}
+    needed = {own for wanted in dependencies.values() for _, own in wanted if own in numbers}
+    for row in rows:
+        inputs = tuple(
+            Input(None, numbers[own], selector)
+            if own in numbers
+            else Input(value(key), None, selector)  # type: ignore[arg-type]
+            for (key, selector), own in dependencies[row]
+        )
+        digest = file.function_digest(row)
+        yield Call(digest, numbers[row], file.arguments(row), inputs, row in needed)
+    if needed:
+        yield Forget(tuple(numbers[row] for row in sorted(needed)))
+
+
+def units_of(live: LiveFile, rows: Sequence[int], size: int) -> Iterator[Unit]:
+    """Claimed rows in pieces that one worker runs: at most ``size`` simple rows, or a chain."""
+    simple: list[int] = []
+    for chain in _chains(live, rows):
+        row = chain[0]
+        is_simple = len(chain) == 1 and live.file.plain_text(row, row + 1) is not None
+        if simple and (not is_simple or len(simple) >= size or row != simple[-1] + 1):
+            yield Unit(live, simple, True)
+            simple = []
+        if is_simple and live.file.rows["ranks"][row] == 1:
+            simple.append(row)
+        else:
+            yield Unit(live, chain, False)
+    if simple:
+        yield Unit(live, simple, True)
+
+
+def _chains(live: LiveFile, rows: Sequence[int]) -> Iterable[list[int]]:
+    """Rows that wait for one another belong together."""
+    if not live.name.waiting:
+        return ([row] for row in rows)
+    chain_of: dict[int, list[int]] = {}
+    for row in rows:
+        parents = [own for _, own in live.file.dependencies(row) if own in chain_of]
+        if not parents:
+            chain_of[row] = [row]
+            continue
+        chain = chain_of[parents[0]]
+        for parent in parents[1:]:
+            other = chain_of[parent]
+            if other is not chain:
+                chain.extend(other)
+                for one in other:
+                    chain_of[one] = chain
+        chain.append(row)
+        chain_of[row] = chain
+    distinct = {id(chain): chain for chain in chain_of.values()}
+    return [sorted(chain) for chain in distinct.values()]
+
+
+def bulk_of(live: LiveFile, rows: Sequence[int], message: Returned) -> Bulk:
+    """A report of many rows, as it goes into a result file."""
+    first, end = rows[0], rows[-1] + 1
+    texts, at = [], 0
+    for length in array("I", message.lengths):
+        texts.append(message.text[at : at + length])
+        at += length + 2
+    fold = live.log.fold
+    return Bulk(
+        live.stem,
+        first,
+        live.file.rows[first:end],
+        fold.generation[first:end],
+        fold.attempts[first:end],
+        texts,
+        array("d", message.started),
+        array("d", message.wall),
+        array("d", message.cpu),
+        message.peak_memory,
+    )
+
+
+class Crew:
+    """All workers of an agent.
+
+    Args:
+        make: the settings of a worker in a slot.
+        selector: what the agent waits with; a worker's data there is its `Member`.
+    """
+
+    def __init__(
+        self,
+        slots: Slots,
+        make: Callable[[Slot], Settings],
+        selector: selectors.BaseSelector,
+    ) -> None:
+        self._slots = slots
+        self._selector = selector
+        self._make = make
+        self.members: list[Member] = []
+
+    def room(self, shape: Shape) -> int:
+        """How many more workers of this shape could be busy, if idle ones of others gave way."""
+        used = sum(len(one.slot.cores) for one in self.members if not one.is_idle())
+        each = shape.cores * shape.threads
+        return max(0, (self._slots.total.cores - used) // each)
+
+    def of(self, shape: Shape) -> list[Member]:
+        """The busy workers of this shape."""
+        return [one for one in self.members if one.slot.shape == shape and not one.is_idle()]
+
+    def idle(self, shape: Shape) -> Member | None:
+        """An idle worker of this shape, started if there is room for it."""
+        for member in self.members:
+            if member.slot.shape == shape and member.is_idle():
+                return member
+        slot = self._slots.take(shape)
+        while slot is None and self._evict(shape):
+            slot = self._slots.take(shape)
+        return self._start(slot) if slot is not None else None
+
+    def _evict(self, shape: Shape) -> bool:
+        """Stop an idle worker of another shape; its slot is free at once."""
+        for member in self.members:
+            if member.is_idle() and member.slot.shape != shape:
+                self.dismiss(member)
+                return True
+        return False
+
+    def _start(self, slot: Slot) -> Member:
+        settings = self._make(slot)
+        worker = _worker(settings, slot.shape.cores)
+        member = Member(worker, slot)
+        self.members.append(member)
+        self._selector.register(worker, selectors.EVENT_READ, member)
+        return member
+
+    def dismiss(self, member: Member) -> None:
+        """Let go of a worker; killed if it still lives."""
+        self._selector.unregister(member.worker)
+        member.worker.close()
+        self.members.remove(member)
+        self._slots.give_back(member.slot)
+
+    def busy(self) -> bool:
+        return any(member.rows_left() for member in self.members)
+
+
+
+def _worker(settings: Settings, ranks: int) -> Worker:
+    if ranks == 1:
+        return SerialWorker(settings)
+    from fsbroker.agent.mpi import MpiWorker
+
+    return MpiWorker(settings, ranks)

@@ -1,0 +1,512 @@
+"""The agent: claims rows, has workers run them, publishes what they return.
+
+    spool --claim--> units --assign--> workers --report--> outcomes --publish--> spool
+
+One thread, one selector. Each turn does first what keeps workers busy, then what makes
+results known: reports of workers are read, free workers fed, then everything that has
+ended is published as one result file, while the workers run on. So under load results
+gather while the file before them is being written; a lone result leaves at once.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from fsbroker.agent.crew import Crew, Member, Unit, bulk_of, units_of
+from fsbroker.agent.messages import Ended, Output, Returned
+from fsbroker.agent.processes import Settings
+from fsbroker.agent.session import AgentSession
+from fsbroker.agent.slots import Slot, Slots
+from fsbroker.agent.workers import Lost
+from fsbroker.resources import Shape, parse_shape
+from fsbroker.spool.live import LiveFile
+from fsbroker.spool.log import Retired, rows_of
+from fsbroker.spool.presence import describe
+from fsbroker.spool.spool import Spool
+from fsbroker.spool.streams import Bulk, Sealed
+from fsbroker.spool.watch import watch
+from fsbroker.task import Encoding, Outcome, Status, Value
+
+BEAT_EVERY = 2.0
+"""Seconds between beats."""
+LOOK_AFTER_EVERY = 1.0
+"""Seconds between looks at other agents, requests to cancel, and time limits."""
+GATHER = 0.01
+"""Seconds between result files while more results are coming."""
+UNIT_TIME = 0.05
+"""Seconds of work that a worker is given in one piece, and has in reserve."""
+CLAIM_TIME = 0.3
+"""Seconds of work for each worker in one claim."""
+MOST_ROWS = 1024
+"""Rows in one unit."""
+TAIL = 2000
+"""Bytes of stderr that an error shows."""
+BAD_STARTS = 3
+"""Workers that end before they are ready, one after the other: the agent gives up."""
+
+_NOTHING = Value(Encoding.PLAIN, b"null")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an agent was started with.
+
+    Attributes:
+        cores: how many it may use. gpus: ids of its devices. memory: MB, 0: no limit.
+        idle_timeout: seconds without work after which it ends.
+        place: what started it: "local", or a queue job's id.
+        watch: how to see news: "auto", "watchdog" or "polling".
+        lease: seconds of silence after which another agent is taken for dead.
+    """
+
+    cores: int
+    gpus: tuple[str, ...] = ()
+    memory: int = 0
+    idle_timeout: float = 120.0
+    place: str = "local"
+    watch: str = "auto"
+    lease: float = 30.0
+
+
+class Agent:
+    """An agent of one area."""
+
+    def __init__(self, spool: Spool, plan: Plan, environment: str, origin: dict[str, Any]) -> None:
+        self._spool = spool
+        self._plan = plan
+        described = describe(place=plan.place, cores=plan.cores, **origin)
+        self.session = AgentSession(spool, environment, origin, described, plan.lease)
+        self._selector = selectors.DefaultSelector()
+        self._slots = Slots(plan.cores, plan.gpus, plan.memory)
+        self._crew = Crew(self._slots, self._settings, self._selector)
+        self._scratch = tempfile.mkdtemp(prefix="fsbroker-")
+        self._units: deque[Unit] = deque()
+        self._durations: dict[bytes, float] = {}
+        self._outcomes: list[Outcome | Bulk] = []
+        self._fresh_tried: set[tuple[str, int]] = set()
+        self._last_publish = 0.0
+        self._last_beat = 0.0
+        self._last_look = 0.0
+        self._last_work = time.monotonic()
+        self._bad_starts = 0
+        self._stopping = False
+        self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def _settings(self, slot: Slot) -> Settings:
+        files, area, durable = self._spool
+        return Settings(
+            spool=files.root,
+            area=area.path,
+            scratch=self._scratch,
+            cpus=slot.cpus,
+            threads=slot.shape.threads,
+            gpus=slot.gpus,
+            durable=durable,
+        )
+
+    # -- life ----------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Work until there is nothing left to do; the exit code."""
+        files, area, _ = self._spool
+        self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        self._watch = watch(f"{files.root}/{area.tasks}", self._wake, self._plan.watch)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        self.session.join()
+        try:
+            while not self._stopping:
+                self._turn()
+            self._wind_up()
+        except Sealed:
+            return 3
+        finally:
+            self._watch.stop()
+            for member in list(self._crew.members):
+                self._crew.dismiss(member)
+            with suppress(OSError):
+                _remove(self._scratch)
+        return 0
+
+    def _stop(self, *_: object) -> None:
+        self._stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError):
+            os.write(self._wake_writer, b"\0")
+
+    def _wind_up(self) -> None:
+        """Publish what has ended, give back the rest, vanish."""
+        self._publish()
+        self.session.leave()
+
+    def _turn(self) -> None:
+        events = self._selector.select(self._patience())
+        woken = False
+        for key, _ in events:
+            if isinstance(key.data, Member):
+                self._hear(key.data)
+            else:
+                woken = True
+                with suppress(BlockingIOError):
+                    os.read(self._wake_reader, 4096)
+        self._feed()
+        if self._outcomes and self._is_due():
+            self._publish()
+        self._find_work(woken)
+        self._look_after()
+
+    def _patience(self) -> float:
+        """Seconds until something has to be done that nobody will tell of."""
+        if self._outcomes:
+            return max(0.0, self._last_publish + GATHER - time.monotonic())
+        if self._hungry() and self._units:
+            return 0.0
+        delay = self._watch.delay if self._hungry() else LOOK_AFTER_EVERY
+        return min(delay, LOOK_AFTER_EVERY)
+
+    def _is_due(self) -> bool:
+        """Nothing more is coming soon, or it was waited for long enough."""
+        if not self._crew.busy():
+            return True
+        return time.monotonic() - self._last_publish >= GATHER
+
+    # -- work ----------------------------------------------------------------------------
+
+    def _hungry(self) -> bool:
+        return not self._units and self._crew.room(Shape()) > 0
+
+    def _find_work(self, woken: bool) -> None:
+        """Claim, while there is room for more than what is held."""
+        if not self._has_room():
+            return
+        new = self.session.live.poll() if woken or self._hungry() else []
+        if new:
+            self._watch.reset()
+        claimed = self._claim(thorough=False)
+        if not claimed and self._hungry() and not self._crew.busy():
+            claimed = self.session.resolve() and self._claim(thorough=True)
+        if claimed:
+            self._last_work = time.monotonic()
+            self._watch.reset()
+        elif self._hungry():
+            self._watch.waited()
+
+    def _has_room(self) -> bool:
+        return len(self._units) <= self._plan.cores
+
+    def _claim(self, *, thorough: bool) -> bool:
+        claim = self.session.claim(self._want, thorough=thorough)
+        if claim is None:
+            return False
+        live = claim.live
+        rows = self._refused(live, list(rows_of(claim.rows)))
+        self._units.extend(units_of(live, rows, self._unit_size(live, rows)))
+        self._feed()
+        return True
+
+    def _refused(self, live: LiveFile, rows: Sequence[int]) -> list[int]:
+        """End rows that were cancelled or have failed too often; the others."""
+        fold, kept = live.log.fold, []
+        for row in rows:
+            if fold.attempts[row] > int(live.file.rows["retries"][row]):
+                history = "; ".join(fold.history.get(row, ()))
+                error = {
+                    "type": "WorkerLost",
+                    "message": f"tried {fold.attempts[row]} times: {history}",
+                    "traceback": "",
+                }
+                self._end(live, row, Status.FAILED, _NOTHING, error)
+            else:
+                kept.append(row)
+        return kept
+
+    def _want(self, live: LiveFile, ready: Sequence[int]) -> int:
+        """How many ready rows of a file to claim now.
+
+        Enough to keep the free workers busy for a moment, as far as it is known how long
+        this function takes; one for each of them while it is not known. Never more than a
+        fair share of what is left.
+        """
+        shape = parse_shape(live.name.shape)
+        if shape is None or not self._slots.could_fit(shape):
+            return 0
+        room = self._crew.room(shape)
+        duration = self._durations.get(live.file.function_digest(ready[0]))
+        if duration is None or duration > UNIT_TIME:
+            return room - len(self._units)
+        workers = max(room, len(self._crew.of(shape)))
+        agents = 1 + len(list(self.session.results.present()))
+        fair = -(-len(ready) // (2 * agents)) if len(ready) > 2 * workers else len(ready)
+        return min(max(fair, workers), int(workers * CLAIM_TIME / duration) + 1)
+
+    def _unit_size(self, live: LiveFile, rows: Sequence[int]) -> int:
+        if not rows:
+            return 1
+        duration = self._durations.get(live.file.function_digest(rows[0]))
+        if duration is None:
+            return 1
+        share = -(-len(rows) // self._plan.cores)
+        return max(1, min(MOST_ROWS, share, int(UNIT_TIME / duration)))
+
+    def _feed(self) -> None:
+        """Give units to workers that are free, or soon will be."""
+        now = time.monotonic()
+        while self._units:
+            unit = self._units[0]
+            member = self._member_for(unit)
+            if member is None:
+                return
+            self._units.popleft()
+            try:
+                member.assign(unit, self._value, now)
+            except LookupError as error:
+                self._end_lost_inputs(unit, str(error))
+
+    def _member_for(self, unit: Unit) -> Member | None:
+        shape = parse_shape(unit.live.name.shape)
+        assert shape is not None
+        member = self._crew.idle(shape)
+        if member is not None or not unit.simple:
+            return member
+        duration = self._durations.get(unit.live.file.function_digest(unit.rows[0]))
+        if duration is None or duration > UNIT_TIME:
+            return None
+        reserve = UNIT_TIME / duration
+        busy = [one for one in self._crew.of(shape) if one.rows_left() < reserve]
+        return min(busy, key=Member.rows_left, default=None)
+
+    def _value(self, key: bytes) -> Value:
+        value = self.session.input_value(key)
+        if value is None:
+            raise LookupError(f"the value of {key.hex()} is not in the spool any more")
+        return value
+
+    def _end_lost_inputs(self, unit: Unit, message: str) -> None:
+        error = {"type": "DependencyFailed", "message": message, "traceback": ""}
+        for row in unit.rows:
+            self._end(unit.live, row, Status.FAILED, _NOTHING, error)
+
+    # -- reports -------------------------------------------------------------------------
+
+    def _hear(self, member: Member) -> None:
+        member.heard = time.monotonic()
+        for message in member.worker.receive():
+            if isinstance(message, Returned):
+                live, rows = member.report(message)
+                self._learn(live, rows[0], sum(_doubles(message.wall)) / len(rows))
+                self._outcomes.append(bulk_of(live, rows, message))
+            elif isinstance(message, Ended):
+                self._ended(member, message)
+            else:
+                self._lost(member, message)
+                return
+        if member.worker.ready:
+            self._bad_starts = 0
+
+    def _learn(self, live: LiveFile, row: int, duration: float) -> None:
+        """How long the function takes: a moving average, at least the cost of handing over."""
+        digest = live.file.function_digest(row)
+        duration = max(duration, 5e-6)
+        known = self._durations.get(digest, duration)
+        self._durations[digest] = known + 0.5 * (duration - known)
+
+    def _ended(self, member: Member, message: Ended) -> None:
+        live, (row,) = member.report(message)
+        if message.error is not None and "stale" in message.error:
+            if (live.stem, row) not in self._fresh_tried:
+                self._fresh_tried.add((live.stem, row))
+                self._units.appendleft(Unit(live, [row], False))
+                member.worker.stop()
+                return
+        self._learn(live, row, message.wall)
+        outputs = message.outputs or (Output(0, message.stdout, message.stderr),)
+        error = self._with_logs(live, row, outputs, message.error)
+        self._end(
+            live,
+            row,
+            Status(message.status),
+            message.value,
+            error,
+            started=message.started,
+            wall=message.wall,
+            cpu=message.cpu,
+            peak_memory=message.peak_memory,
+        )
+
+    def _with_logs(
+        self,
+        live: LiveFile,
+        row: int,
+        outputs: Sequence[Output],
+        error: dict[str, str] | None,
+    ) -> dict[str, str] | None:
+        """Keep what the task wrote, and tell in its error where."""
+        written = [one for one in outputs if one.stdout or one.stderr]
+        if written:
+            directory = self.session.write_logs(live, row, written)
+            if error is not None:
+                error["log"] = directory
+                stderr = next((one.stderr for one in written if one.stderr), b"")
+                error["tail"] = stderr[-TAIL:].decode(errors="replace")
+        return error
+
+    def _lost(self, member: Member, lost: Lost) -> None:
+        """A worker is gone: the row that it ran is charged, the others run elsewhere."""
+        current = member.current()
+        units = member.take_all()
+        self._crew.dismiss(member)
+        if not lost.ready and member.doomed is None:
+            self._bad_starts += 1
+            if self._bad_starts >= BAD_STARTS:
+                self._fail_all(units, lost)
+                return
+            self._units.extendleft(reversed(units))
+            return
+        if current is not None:
+            live, row = current
+            self._charge(live, row, member, lost)
+            units = [_without(unit, live, row) for unit in units]
+        self._give_up_chains(units)
+
+    def _charge(self, live: LiveFile, row: int, member: Member, lost: Lost) -> None:
+        """Try the row again, or end it when it has no attempt left."""
+        error = {"type": type(lost.error).__name__, "message": str(lost.error), "traceback": ""}
+        if lost.rank is not None:
+            error["rank"] = str(lost.rank)
+        told = self._with_logs(live, row, lost.outputs, error) or error
+        fold = live.log.fold
+        if member.doomed == "cancelled":
+            self._end(live, row, Status.CANCELLED, _NOTHING)
+        elif member.doomed is not None:
+            told |= {"type": "TimeLimitExceeded", "message": member.doomed}
+            self._end(live, row, Status.FAILED, _NOTHING, told)
+        elif fold.attempts[row] >= int(live.file.rows["retries"][row]):
+            history = [*fold.history.get(row, ()), lost.reason]
+            told["message"] = f"{lost.error} (attempts: {'; '.join(history)})"
+            self._end(live, row, Status.FAILED, _NOTHING, told)
+        else:
+            with suppress(Retired):
+                self.session.release(live, [row], lost.reason, charge=True)
+
+    def _give_up_chains(self, units: Sequence[Unit]) -> None:
+        """What a lost worker had left: simple rows go to another, chains back to the log.
+
+        The values that a chain's later rows need went with the worker.
+        """
+        for unit in units:
+            if not unit.rows:
+                continue
+            if unit.simple or len(unit.rows) == 1 and not unit.live.name.waiting:
+                self._units.appendleft(unit)
+            else:
+                with suppress(Retired):
+                    self.session.release(unit.live, list(unit.rows), "")
+
+    def _fail_all(self, units: Sequence[Unit], lost: Lost) -> None:
+        """Workers do not start here: say so to whoever waits, with what they wrote."""
+        error = {"type": type(lost.error).__name__, "message": str(lost.error), "traceback": ""}
+        for unit in units:
+            for row in unit.rows:
+                told = self._with_logs(unit.live, row, lost.outputs, dict(error)) or error
+                self._end(unit.live, row, Status.FAILED, _NOTHING, told)
+        self._bad_starts = 0
+
+    # -- outcomes ------------------------------------------------------------------------
+
+    def _end(
+        self,
+        live: LiveFile,
+        row: int,
+        status: Status,
+        value: Value,
+        error: dict[str, str] | None = None,
+        **measured: Any,
+    ) -> None:
+        self._outcomes.append(
+            self.session.outcome(live, row, status, value, error, **measured)
+        )
+        if error is not None and live.file.meta.get("error_log_file"):
+            _append_error(live.file.meta["error_log_file"], live.file.function_name(row), error)
+
+    def _publish(self) -> None:
+        if self._outcomes:
+            self.session.publish(self._outcomes)
+            self._outcomes = []
+        self._last_publish = self._last_beat = time.monotonic()
+
+    # -- now and then --------------------------------------------------------------------
+
+    def _look_after(self) -> None:
+        """Beat, other agents, requests, time limits, tidying; and the end when idle."""
+        now = time.monotonic()
+        if now - self._last_beat >= BEAT_EVERY:
+            self.session.beat()
+            self._last_beat = now
+        if now - self._last_look < LOOK_AFTER_EVERY:
+            return
+        self._last_look = now
+        self._enforce_limits(now)
+        self._cancel_running()
+        recovered = self.session.recover()
+        if self._crew.busy() or self._units:
+            self._last_work = now
+            return
+        tidied = self.session.tidy()
+        resolved = self.session.resolve(thorough=True)
+        claimed = self._claim(thorough=True)
+        if recovered or tidied or resolved or claimed:
+            self._last_work = now
+        elif now - self._last_work > self._plan.idle_timeout:
+            self._stopping = not self.session.others_hold_rows()
+
+    def _enforce_limits(self, now: float) -> None:
+        for member in self._crew.members:
+            current = member.current()
+            if current is None or member.doomed:
+                continue
+            live, row = current
+            limit = float(live.file.rows["time_limit"][row])
+            if limit and member.worker.ready and now - member.heard > limit:
+                member.doomed = f"longer than run_time_max = {limit:g} s"
+                member.worker.kill()
+
+    def _cancel_running(self) -> None:
+        requests = set(self.session.cancel_requests())
+        for member in self._crew.members if requests else ():
+            current = member.current()
+            if current is not None and (current[0].stem, current[1]) in requests:
+                member.doomed = "cancelled"
+                member.worker.kill()
+
+
+def _without(unit: Unit, live: LiveFile, row: int) -> Unit:
+    if unit.live is not live:
+        return unit
+    return Unit(live, [one for one in unit.rows if one != row], unit.simple)
+
+
+def _doubles(data: bytes) -> memoryview:
+    return memoryview(data).cast("d")
+
+
+def _append_error(path: str, function: str, error: dict[str, str]) -> None:
+    """What ``error_log_file`` asks for; trouble with that file is not the task's."""
+    with suppress(OSError), open(path, "a") as file:
+        file.write(f"{function}: {error['type']}: {error['message']}\n{error['traceback']}\n")
+
+
+def _remove(directory: str) -> None:
+    import shutil
+
+    shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,122 @@
+"""Being told that a directory changed.
+
+On a local file system `watchdog` tells at once. Elsewhere, and where the kernel has no
+watches left, nobody tells: the loop then polls, at first often and then ever less
+(rule 16). Both give the same guarantees, since every wake-up only leads to a listing.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any, Protocol
+
+LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "overlay", "ramfs"}
+"""File systems whose changes all pass through this kernel."""
+
+FIRST_DELAY = 0.01
+LAST_DELAY = 5.0
+GROWTH = 1.5
+
+
+class Watch(Protocol):
+    """Calls back when there may be news."""
+
+    delay: float
+    """Seconds after which to look without having been told."""
+
+    def reset(self) -> None:
+        """Something happened: look often again."""
+
+    def waited(self) -> None:
+        """Nothing happened: look less often."""
+
+    def stop(self) -> None: ...
+
+
+class Polling:
+    """Nobody tells: look after a while, adaptively."""
+
+    def __init__(self) -> None:
+        self.delay = FIRST_DELAY
+
+    def reset(self) -> None:
+        self.delay = FIRST_DELAY
+
+    def waited(self) -> None:
+        self.delay = min(LAST_DELAY, self.delay * GROWTH)
+
+    def stop(self) -> None:
+        pass
+
+
+class Watchdog:
+    """The kernel tells, through the watchdog package.
+
+    Raises:
+        OSError: no inotify watches are left.
+    """
+
+    delay = LAST_DELAY
+
+    def __init__(self, directory: str, wake: Callable[[], None]) -> None:
+        from watchdog.events import FileSystemEventHandler
+        from watchdog.observers import Observer
+
+        class Handler(FileSystemEventHandler):
+            def on_any_event(self, _: Any) -> None:
+                wake()
+
+        self._observer = Observer()
+        self._observer.daemon = True
+        self._observer.schedule(Handler(), directory, recursive=False)
+        self._observer.start()
+
+    def reset(self) -> None:
+        pass
+
+    def waited(self) -> None:
+        pass
+
+    def stop(self) -> None:
+        self._observer.stop()
+
+
+def watch(directory: str, wake: Callable[[], None], method: str = "auto") -> Watch:
+    """The best watch for a directory.
+
+    Args:
+        wake: called from another thread when something changed.
+        method: "auto", "watchdog" or "polling".
+    """
+    if method == "polling" or (method == "auto" and file_system(directory) not in LOCAL):
+        return Polling()
+    try:
+        return Watchdog(directory, wake)
+    except OSError as error:
+        warnings.warn(
+            f"fsbroker cannot watch {directory} ({error}) and polls instead. The kernel's limits "
+            "are in /proc/sys/fs/inotify: ask for a higher max_user_watches or "
+            "max_user_instances.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return Polling()
+
+
+def file_system(directory: str) -> str:
+    """Type of the file system that holds a directory; "" if that cannot be told."""
+    path = os.path.realpath(directory)
+    best, kind = "", ""
+    try:
+        with open("/proc/self/mounts") as mounts:
+            for line in mounts:
+                point, name = line.split()[1:3]
+                point = point.encode().decode("unicode_escape")
+                inside = path == point or path.startswith(point.rstrip("/") + "/")
+                if inside and len(point) >= len(best):
+                    best, kind = point, name
+    except OSError:
+        pass
+    return kind
