@@ -32,11 +32,11 @@ import sys
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import blake2b
 from importlib.machinery import ModuleSpec
 from itertools import chain, combinations
@@ -270,7 +270,7 @@ def _record(fn: Callable[..., Any]) -> Function:
     guards = _Guards()
     with _refusing(_name_of(fn)):
         digest = _Canon(guards).digest(fn)
-    guards.settle(fn)
+    guards.settle(fn, digest)
     return Function(fn, digest, pickling.dump_function(fn), guards, _shape_of(fn))
 
 
@@ -285,7 +285,9 @@ def _remember(fn: Callable[..., Any], record: Function) -> Function:
     try:
         record._ref = weakref.ref(fn, forget)  # noqa: SLF001 - a record is not out yet
     except TypeError:
-        return record  # cannot be watched (a ufunc, say): identified each time
+        if not _is_fixed(fn):
+            return record
+        record._ref = lambda: fn  # noqa: SLF001 - of a library, which keeps it anyhow
     while len(_RECORDS) >= _MAX_RECORDS:
         _RECORDS.pop(next(iter(_RECORDS)), None)
     _RECORDS[number] = record
@@ -314,7 +316,7 @@ def _matches(fn: Callable[..., Any], digest: bytes) -> bool:
 
 
 def _name_of(fn: Any) -> str:
-    inner = getattr(fn, "func", fn)  # a partial's name is that of what it calls
+    inner = fn.func if type(fn) is partial else fn
     if not isinstance(getattr(inner, "__qualname__", None), str):
         inner = inner if hasattr(inner, "__name__") else type(inner)
     name = getattr(inner, "__qualname__", None) or getattr(inner, "__name__", "?")
@@ -334,39 +336,66 @@ def _source_text(code: types.CodeType) -> str:
 class _Guards:
     """What must hold for the digest of a function to be still the right one."""
 
-    __slots__ = ("attributes", "cells", "classes", "function", "functions", "held", "names",
-                 "own_cells", "own_names", "simple", "sources")  # fmt: skip
-
     def __init__(self) -> None:
         self.names: list[tuple[Mapping[str, Any], str, Any]] = []
         self.cells: list[tuple[types.CellType, Any]] = []
         self.functions: list[tuple[types.FunctionType, Any, Any, Any, bool]] = []
-        self.classes: list[tuple[type, tuple[Any, ...], tuple[Any, ...]]] = []
+        self.members: list[tuple[Mapping[Any, Any], tuple[Any, ...], tuple[Any, ...]]] = []
+        self.items: list[tuple[Collection[Any], tuple[Any, ...]]] = []
         self.held: list[tuple[Any, bytes]] = []
         self.sources: list[tuple[str, bytes]] = []
-        self.function: tuple[Any, Any, Any, bool] | None = None
-        self.own_names: list[tuple[Mapping[str, Any], str]] = []
-        self.own_cells: list[types.CellType] = []
-        self.simple = False
+        self._seen: dict[int, object] = {}
+        self._function: tuple[Any, Any, Any, bool] | None = None
+        self._own_names: list[tuple[Mapping[str, Any], str]] = []
+        self._own_cells: list[types.CellType] = []
+        self._own_digest: bytes | None = None
+        self._is_simple = False
 
-    def settle(self, fn: Any) -> None:
+    def watch(self, value: Any) -> None:
+        """Note what would tell that this value has changed in place."""
+        if _is_fixed(value) or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        kind = type(value)
+        if kind is dict:
+            self.members.append((value, tuple(value), tuple(value.values())))
+            self._watch_all(value.values())
+        elif kind in (list, set):
+            self.items.append((value, tuple(value)))
+        elif kind is partial:
+            self._watch_all((value.func, value.args, value.keywords, vars(value)))
+        elif kind not in (tuple, frozenset):
+            self.held.append((value, _Canon().digest(value)))
+        if kind in (dict, list, set, tuple, frozenset):
+            self._watch_all(value)
+
+    def _watch_all(self, values: Collection[Any]) -> None:
+        if not plain.ATOMS.issuperset(map(type, values)):
+            for value in values:
+                self.watch(value)
+
+    def settle(self, fn: Any, digest: bytes) -> None:
         """Let go of the function itself, so that the record does not keep it alive."""
         for entry in self.functions:
             if entry[0] is fn:
-                self.function = entry[1:]
+                self._function = entry[1:]
         self.functions = [entry for entry in self.functions if entry[0] is not fn]
-        self.own_names = [entry[:2] for entry in self.names if entry[2] is fn]
+        self._own_names = [entry[:2] for entry in self.names if entry[2] is fn]
         self.names = [entry for entry in self.names if entry[2] is not fn]
-        self.own_cells = [cell for cell, value in self.cells if value is fn]
+        self._own_cells = [cell for cell, value in self.cells if value is fn]
         self.cells = [entry for entry in self.cells if entry[1] is not fn]
-        if self.function is None and not _is_fixed(fn):
-            self.held = [(_MISSING, UNKNOWN)]  # never holds: it may change in any way
-        rest = (self.functions, self.classes, self.held, self.sources)
-        self.simple = not any((*rest, self.own_names, self.own_cells))
+        if type(fn) is partial:
+            self.watch(fn)
+        elif not _is_fixed(fn):
+            self._own_digest = digest
+        self._seen.clear()
+        rest = (self.functions, self.members, self.items, self.held, self.sources)
+        own = (self._own_names, self._own_cells, self._own_digest)
+        self._is_simple = not any(rest + own)
 
     def hold(self, fn: Any) -> bool:
         """Whether all of them do."""
-        function = self.function
+        function = self._function
         if function is not None and (
             fn.__code__ is not function[0]
             or fn.__defaults__ is not function[1]
@@ -380,16 +409,18 @@ class _Guards:
         for cell, value in self.cells:
             if _content(cell) is not value:
                 return False
-        return self.simple or self._rest_holds(fn)
+        return self._is_simple or self._rest_holds(fn)
 
     def _rest_holds(self, fn: Any) -> bool:
         return (
-            all(names.get(name) is fn for names, name in self.own_names)
-            and all(_content(cell) is fn for cell in self.own_cells)
+            all(names.get(name) is fn for names, name in self._own_names)
+            and all(_content(cell) is fn for cell in self._own_cells)
             and all(_is_unchanged(*entry) for entry in self.functions)
-            and all(_has_same_members(*entry) for entry in self.classes)
+            and all(_has_same_members(*entry) for entry in self.members)
+            and all(_has_same_items(*entry) for entry in self.items)
             and all(_source_digest(name) == digest for name, digest in self.sources)
             and all(_has_digest(obj, digest) for obj, digest in self.held)
+            and (self._own_digest is None or _has_digest(fn, self._own_digest))
         )
 
 
@@ -404,13 +435,15 @@ def _is_unchanged(
     )
 
 
-def _has_same_members(cls: type, names: tuple[Any, ...], values: tuple[Any, ...]) -> bool:
-    members = vars(cls)
-    return (
-        len(members) == len(names)
-        and all(map(is_, members, names))
-        and all(map(is_, members.values(), values))
-    )
+def _has_same_members(
+    members: Mapping[Any, Any], names: tuple[Any, ...], values: tuple[Any, ...]
+) -> bool:
+    return _has_same_items(members, names) and all(map(is_, members.values(), values))
+
+
+def _has_same_items(found: Collection[Any], items: tuple[Any, ...]) -> bool:
+    """Identical, not equal: 1 and True are two values."""
+    return len(found) == len(items) and all(map(is_, found, items))
 
 
 def _has_digest(obj: Any, digest: bytes) -> bool:
@@ -738,7 +771,7 @@ class _Canon:
             self._array_like(obj, kind)
         elif numpy is not None and isinstance(obj, numpy.generic):
             self._array(numpy.asarray(obj), b"scalar")
-        elif kind.__module__.partition(".")[0] == "pandas":
+        elif str(kind.__module__).partition(".")[0] == "pandas":
             return self._pandas(obj, kind)
         else:
             return False
@@ -893,9 +926,8 @@ class _Canon:
         """A value that a function or class holds on to, and that may change in place."""
         try:
             self.value(value)
-            if self._guards is not None and not _is_fixed(value):
-                alone = _Canon(foreign=self._foreign, absent=self._absent)
-                self._guards.held.append((value, alone.digest(value)))
+            if self._guards is not None:
+                self._guards.watch(value)
         except _NotCanonical as error:
             module = str(owner.__module__)
             if _home(module).file and _resolves(module, owner.__qualname__, owner):
@@ -908,7 +940,7 @@ class _Canon:
     def _class(self, cls: type) -> None:
         members = vars(cls)
         if self._guards is not None:
-            self._guards.classes.append((cls, tuple(members), tuple(members.values())))
+            self._guards.members.append((members, tuple(members), tuple(members.values())))
         self._put_text(b"class", cls.__name__)
         self.value(type(cls))
         self.value(cls.__bases__)
@@ -1002,6 +1034,11 @@ class _Canon:
         self._put_text(b"lru_cache", str(obj.cache_parameters()))
         self.value(obj.__wrapped__)
 
+    def _partial(self, obj: partial[Any]) -> None:
+        self._put(b"partial")
+        for part in (obj.func, obj.args, obj.keywords, vars(obj)):
+            self.value(part)
+
     def _code_object(self, obj: types.CodeType) -> None:
         self._code(obj)
 
@@ -1080,11 +1117,13 @@ _ATOMS: dict[type, Callable[[Any], bytes]] = {
 }
 
 
+_LRU_CACHE = type(lru_cache(len))
+
+
 def _steps() -> dict[type, str]:
     """Which method of `_Canon` writes objects of exactly this type."""
     import _thread
     import dataclasses
-    import functools
     import threading
     from typing import TypeVar
 
@@ -1101,13 +1140,12 @@ def _steps() -> dict[type, str]:
         types.CodeType: "_code_object",
         TypeVar: "_type_variable",
         dataclasses.Field: "_field",
-        type(functools.lru_cache(len)): "_cached",
+        _LRU_CACHE: "_cached",
+        partial: "_partial",
         # No data: locks, and caches that forget.
         _thread.LockType: "_type_only",
         _thread.RLock: "_type_only",
         threading.local: "_type_only",
-        types.GetSetDescriptorType: "_type_only",
-        types.MemberDescriptorType: "_type_only",
         weakref.WeakKeyDictionary: "_type_only",
         weakref.WeakValueDictionary: "_type_only",
         weakref.WeakSet: "_type_only",
@@ -1121,6 +1159,8 @@ _FIXED = {
     ("datetime", "time"), ("datetime", "timedelta"), ("pathlib", "PosixPath"),
     ("pathlib", "PurePosixPath"), ("builtins", "range"), ("logging", "Logger"),
     ("fractions", "Fraction"), ("uuid", "UUID"), ("numpy", "ufunc"),
+    ("_collections", "_tuplegetter"), ("dataclasses", "Field"),
+    ("dataclasses", "_DataclassParams"), ("dataclasses", "_HAS_DEFAULT_FACTORY_CLASS"),
 }  # fmt: skip
 
 
@@ -1129,17 +1169,30 @@ def _is_fixed(obj: Any) -> bool:
     kind = type(obj)
     if kind in (tuple, frozenset):
         return all(map(_is_fixed, obj))
-    if kind in _ATOMS:
-        return kind is not bytearray
-    if isinstance(obj, (types.FunctionType, type, types.ModuleType)):
-        return True
-    if kind is types.BuiltinFunctionType:
-        return obj.__self__ is None or isinstance(obj.__self__, types.ModuleType)
-    if kind in (property, staticmethod, classmethod):
-        return True  # so are the functions in them, which have guards
-    if (kind.__module__, kind.__name__) in _FIXED:
-        return True
-    return kind.__module__ == "numpy" and _reference(obj) is not None
+    if kind in (staticmethod, classmethod, _LRU_CACHE):
+        return _is_fixed(obj.__wrapped__)
+    if kind is property:
+        return all(map(_is_fixed, (obj.fget, obj.fset, obj.fdel)))
+    return (
+        (kind in _ATOMS and kind is not bytearray)
+        or isinstance(obj, (types.FunctionType, type, types.ModuleType))
+        or (kind is types.BuiltinFunctionType and _is_of_module(obj))
+        or (kind.__module__, kind.__name__) in _FIXED
+        or (kind.__module__ == "numpy" and _is_fixed_in_numpy(obj))
+    )
+
+
+def _is_of_module(obj: types.BuiltinFunctionType) -> bool:
+    """Whether this is a function, and no method of some object."""
+    return obj.__self__ is None or isinstance(obj.__self__, (types.ModuleType, type))
+
+
+def _is_fixed_in_numpy(obj: Any) -> bool:
+    import numpy as np
+
+    if isinstance(obj, np.generic):
+        return not isinstance(obj, np.void)
+    return isinstance(obj, np.dtype) or _reference(obj) is not None
 
 
 def _reference(obj: Any) -> tuple[str, str] | None:
@@ -1329,8 +1382,11 @@ _BOOKKEEPING = frozenset((
 themselves."""
 
 
+_SLOTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
+
+
 def _is_bookkeeping(cls: type, name: str, value: Any) -> bool:
-    if name in _BOOKKEEPING:
+    if name in _BOOKKEEPING or isinstance(value, _SLOTS):
         return True
     if not issubclass(cls, Enum):
         return False

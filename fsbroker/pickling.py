@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from functools import cache
+from functools import cache, lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -172,18 +173,26 @@ def _pickler_class() -> Any:
     import cloudpickle  # on first use: plain values do without
 
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
-        """Takes arrays and futures out; they are persistent ids in the pickle."""
+        """Takes arrays and futures out; they are persistent ids in the pickle.
 
-        def __init__(self, stream: io.BytesIO, arrays: plain.Arrays, futures: _Futures) -> None:
+        Without ``arrays`` and ``futures`` it leaves both where they are.
+        """
+
+        def __init__(
+            self,
+            stream: io.BytesIO,
+            arrays: plain.Arrays | None = None,
+            futures: _Futures | None = None,
+        ) -> None:
             super().__init__(stream, protocol=PROTOCOL)
             self.arrays = arrays
             self.dependencies: dict[Dependency, int] = {}
             self._futures = futures
 
         def persistent_id(self, obj: Any) -> tuple[str, int] | None:
-            if plain.is_array(obj):
+            if self.arrays is not None and plain.is_array(obj):
                 return "array", self.arrays.place(obj)
-            if isinstance(obj, Future):
+            if self._futures is not None and isinstance(obj, Future):
                 found = self._futures.resolve(obj)
                 if isinstance(found, Dependency):
                     places = self.dependencies
@@ -191,11 +200,34 @@ def _pickler_class() -> Any:
             return None
 
         def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, Future):  # a foreign one: its value in its place
+            if self._futures is not None and isinstance(obj, Future):  # a foreign one: its value
                 return _same, (self._futures.resolve(obj),)
+            if type(obj) is _LRU_CACHE and not _is_importable(obj):
+                return _cached, (obj.cache_parameters(), obj.__wrapped__)
             return super().reducer_override(obj)
 
     return Pickler
+
+
+_LRU_CACHE = type(lru_cache(len))
+
+
+def _is_importable(obj: Any) -> bool:
+    """Whether a worker finds it by name. Of ``lru_cache`` cloudpickle always thinks so."""
+    import cloudpickle
+
+    module = obj.__module__
+    if module == "__main__" or module in cloudpickle.list_registry_pickle_by_value():
+        return False
+    found: Any = sys.modules.get(module)
+    for part in obj.__qualname__.split("."):
+        found = getattr(found, part, None)
+    return found is obj
+
+
+def _cached(parameters: dict[str, Any], fn: Callable[..., Any]) -> Callable[..., Any]:
+    cached: Callable[..., Any] = lru_cache(**parameters)(fn)
+    return cached
 
 
 def _same(obj: object) -> object:
@@ -256,12 +288,12 @@ def decode_call(
 
 def dump_function(fn: Callable[..., Any]) -> bytes:
     """The pickle of a function: by reference where it can be imported, else by value."""
-    import cloudpickle
-
+    stream = io.BytesIO()
     try:
-        return bytes(cloudpickle.dumps(fn, protocol=PROTOCOL))
+        _pickler_class()(stream).dump(fn)
     except Exception as error:
         raise _cannot_pickle(fn, error) from error
+    return stream.getvalue()
 
 
 def load_function(data: bytes) -> Callable[..., Any]:
