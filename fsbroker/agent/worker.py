@@ -47,6 +47,7 @@ def _serial(control: int, connection: int, text: str) -> None:
     import socket
 
     plan = json.loads(text)
+    _ignore(signal.SIGINT, signal.SIGTERM)
     _settle(plan["cpus"])
     with socket.socket(fileno=connection) as agent:
         agent.set_inheritable(False)
@@ -78,18 +79,17 @@ def _settle(cpus: list[int] | None) -> None:
 
     if cpus is not None:
         os.sched_setaffinity(0, cpus)
-    _ignore_signals()
     _write_at_once()
     faulthandler.enable(file=2)  # a segmentation fault leaves a traceback in stderr
 
 
-def _ignore_signals() -> None:
+def _ignore(*numbers: signal.Signals) -> None:
     """A queue system signals all processes of a job; what that means, the agent decides.
 
     By handlers, not SIG_IGN, which programs would inherit; forked children of a task get
     the usual meaning back: `multiprocessing` ends its own by SIGTERM.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in numbers:
         usual = signal.signal(number, lambda *_: None)
         os.register_at_fork(after_in_child=lambda n=number, u=usual: signal.signal(n, u))
 
@@ -103,15 +103,83 @@ def _write_at_once() -> None:
     libc.setvbuf(ctypes.c_void_p.in_dll(libc, "stdout"), None, line_buffered, ctypes.c_size_t(0))
 
 
+# -- ranks of an MPI group ---------------------------------------------------------------
+
+
 def _rank(text: str) -> None:
-    raise NotImplementedError
+    # The launcher is our parent, and ends with the guardian above it.
+    guardian.die_with_parent()
+    import json
+    import socket
+
+    plan = json.loads(text)
+    token = os.environ.pop("FSBROKER_TOKEN", "")
+    with socket.socket(socket.AF_UNIX) as agent:
+        agent.connect(plan["connect"])
+        hello = _join_mpi(agent, token)
+        _redirect(f"{plan['output']}.{hello.rank}")
+        _ignore(signal.SIGINT)  # by SIGTERM, launchers end their ranks
+        _settle(_share(plan["cpus"], hello.rank, hello.size))
+        _work(agent, plan, hello)
+
+
+def _join_mpi(agent: socket.socket, token: str) -> Hello:
+    """Initialize MPI, or tell the agent why that is not possible and end."""
+    import pickle
+
+    from fsbroker.agent import messages
+    from fsbroker.errors import MissingExtra, RankFailed
+
+    try:
+        from mpi4py import MPI
+    except Exception as error:
+        reason: Exception
+        if isinstance(error, ModuleNotFoundError):
+            cure = "`pip install 'fsbroker[mpi]'` where the agents run."
+            reason = MissingExtra("Tasks with several cores need mpi4py", sys.prefix, cure)
+        else:
+            cure = "See MPI4PY_LIBMPI in mpi4py's documentation."
+            reason = RankFailed(f"mpi4py finds no MPI library ({error})", sys.prefix, cure)
+        agent.sendall(messages.frame(messages.NotReady(token, pickle.dumps(reason))))
+        sys.exit(1)
+    world, library = MPI.COMM_WORLD, MPI.Get_library_version().splitlines()[0].strip("\0 ")
+    return messages.Hello(token, world.rank, world.size, os.getpid(), library, _launched_by())
+
+
+def _launched_by() -> str:
+    """The launcher, as the variables tell that it gives to ranks."""
+    signs = {
+        "OMPI_COMM_WORLD_SIZE": "Open MPI's mpiexec",
+        "PMIX_RANK": "a launcher that speaks PMIx",
+        "PMI_RANK": "a launcher that speaks PMI, like MPICH's and Intel MPI's mpiexec",
+        "SLURM_PROCID": "srun",
+    }
+    return next((name for sign, name in signs.items() if sign in os.environ), "no MPI launcher")
+
+
+def _redirect(path: str) -> None:
+    """Have stdout and stderr go to this rank's own files."""
+    from fsbroker.agent import capture
+
+    for target, ending in ((1, "out"), (2, "err")):
+        descriptor = capture.open_file(f"{path}.{ending}")
+        os.dup2(descriptor, target)
+        os.close(descriptor)
+
+
+def _share(cpus: list[int] | None, rank: int, size: int) -> list[int] | None:
+    """This rank's part of the group's cores; all of them if there are not enough."""
+    if cpus is None or len(cpus) < size:
+        return cpus
+    each = len(cpus) // size
+    return cpus[rank * each : (rank + 1) * each]
 
 
 if __name__ == "__main__":
     # Users' pickles look for their own names in `__main__`: let them find none of ours.
     from types import ModuleType
 
-    from fsbroker.agent import worker
+    from fsbroker.agent import worker  # noqa: PLW0406 (this file, but not as `__main__`)
 
     sys.modules["__main__"] = ModuleType("__main__")
     worker.main()

@@ -21,7 +21,17 @@ from typing import NamedTuple
 
 import fsbroker
 from fsbroker.agent import messages
-from fsbroker.agent.messages import Call, Ended, Forget, Function, Hello, Returned, Slice, Stop
+from fsbroker.agent.messages import (
+    Call,
+    Ended,
+    Forget,
+    Function,
+    Hello,
+    Output,
+    Returned,
+    Slice,
+    Stop,
+)
 from fsbroker.agent.processes import Process, Settings, environment
 from fsbroker.errors import TaskError, WorkerLost
 
@@ -49,7 +59,7 @@ class Lost(NamedTuple):
     error: TaskError
     ready: bool
     rank: int | None
-    outputs: tuple[messages.Output, ...]
+    outputs: tuple[Output, ...]
 
 
 Sent = Function | Slice | Call | Forget | Stop
@@ -181,13 +191,13 @@ class SerialWorker:
     def _loss(self, reason: str) -> Lost:
         self.alive = False
         self._lost = True
-        output = messages.Output(0, *self.captured())
         error = WorkerLost(f"The process that ran the task ended ({reason})", os.uname().nodename)
-        return Lost(reason, error, self.ready, None, (output,))
+        return Lost(reason, error, self.ready, None, self.captured())
 
-    def captured(self) -> tuple[bytes, bytes]:
-        """What the row that is running has written so far to stdout and stderr."""
-        return self._process.captured()
+    def captured(self) -> tuple[Output, ...]:
+        """What the row that is running has written so far."""
+        stdout, stderr = self._process.captured()
+        return (Output(0, stdout, stderr),) if stdout or stderr else ()
 
     def stop(self) -> None:
         """Have it end when it has done all that was sent; `Lost` follows."""

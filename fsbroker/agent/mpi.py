@@ -1,0 +1,520 @@
+"""The agent's side of MPI groups: workers of several ranks.
+
+    agent --control--> guardian --> mpiexec --> ranks
+      ^------------- Unix socket of each rank -----'
+
+Every rank connects to the agent by itself, gets the call and reports how it ended for it:
+no outcome ever needs the ranks to agree, so one that fails cannot make the others hang
+longer than `GRACE`. A group is kept for the next call after one that went well on all
+ranks. After any failure it is ended: messages that were sent but not received would reach
+the next task.
+
+All ranks run on the agent's node, for their sockets do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pickle
+import re
+import secrets
+import select
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import count
+from typing import Any, NamedTuple
+
+from fsbroker import pickling
+from fsbroker.agent import capture, messages
+from fsbroker.agent.messages import ArrayRef, Call, Ended, Hello, NotReady, Output, Value
+from fsbroker.agent.processes import Process, Settings, environment, exit_text
+from fsbroker.agent.workers import PACKAGE_ROOT, TURN, Connection, Lost, Report, Sent
+from fsbroker.errors import FsbrokerError, MissingProgram, RankFailed, TaskError, WorkerLost
+from fsbroker.task import Encoding, Payload, Status
+
+GRACE = 2.0
+"""Seconds that the other ranks have to end when one has failed: they may wait for it."""
+
+START_LIMIT = 60.0
+"""Seconds for all ranks to say hello."""
+
+TAIL = 2000
+"""Characters of the launcher's last words in an error."""
+
+TOKEN = "FSBROKER_TOKEN"  # noqa: S105 (the name of the variable)
+
+_LONGEST_SOCKET_PATH = 100  # the kernel takes 107 bytes
+
+_ON_THIS_NODE = {
+    # Open MPI 4 and 5: more ranks than cores are the agent's business, and two groups on
+    # a node must not both be bound to its first cores.
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    # Inside a queue job both would go through srun to all nodes of the job, and wait for
+    # cores that the agent itself holds.
+    "HYDRA_LAUNCHER": "fork",
+    "HYDRA_RMK": "user",
+    "OMPI_MCA_plm": "isolated",
+    "OMPI_MCA_ras": "simulator",
+    "PRTE_MCA_plm": "^slurm,lsf,pals",
+    "PRTE_MCA_ras": "^slurm,lsf,flux,pbs,gridengine",
+}
+
+_AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+_numbers = count()
+
+
+# -- launching ---------------------------------------------------------------------------
+
+
+def find_launcher(template: Sequence[str], settings: Settings, ranks: int) -> list[str]:
+    """The command that starts the ranks, without the program that they run.
+
+    Raises:
+        MissingProgram: it is not installed.
+    """
+    filled = [part.format(ranks=ranks, threads=settings.threads) for part in template]
+    # Beside the interpreter first: there is the MPI that mpi4py loads first, too.
+    beside = os.path.join(os.path.dirname(settings.python), filled[0])
+    path = settings.environment.get("PATH", os.environ.get("PATH"))
+    found = shutil.which(beside) or shutil.which(filled[0], path=path)
+    if found is None:
+        raise MissingProgram(
+            "Tasks with several cores need an MPI launcher, which is not installed",
+            filled[0],
+            "Load the site's MPI module and `pip install 'fsbroker[mpi]'`,"
+            " or `pip install mpi4py mpich`.",
+        )
+    return [found, *filled[1:]]
+
+
+def launch_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a launcher and its ranks, from those of the agent."""
+    found = {**_ON_THIS_NODE, **environment(settings, base)}
+    if os.geteuid() == 0:
+        found.update(_AS_ROOT)
+    return found
+
+
+class _Listener:
+    """The socket that ranks connect to, in a directory for this user alone."""
+
+    def __init__(self, scratch: str) -> None:
+        self._own: str | None = None
+        name = f"mpi-{next(_numbers)}"
+        if len(os.fsencode(os.path.join(scratch, name))) > _LONGEST_SOCKET_PATH:
+            self._own = scratch = tempfile.mkdtemp(prefix="fsb-", dir="/tmp")
+        self.path = os.path.join(scratch, name)
+        self.socket = socket.socket(socket.AF_UNIX)
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
+        self.socket.bind(self.path)
+        self.socket.listen(1024)
+        self.socket.setblocking(False)
+
+    def accept(self) -> list[socket.socket]:
+        """Those who have connected and belong to us."""
+        found = []
+        with suppress(BlockingIOError):
+            while True:
+                peer, _ = self.socket.accept()
+                if _uid_of(peer) == os.getuid():
+                    found.append(peer)
+                else:
+                    peer.close()
+        return found
+
+    def close(self) -> None:
+        self.socket.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
+        if self._own is not None:
+            with suppress(OSError):
+                os.rmdir(self._own)
+
+
+def _uid_of(peer: socket.socket) -> int:
+    credentials = struct.Struct("3i")
+    found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
+    return int(credentials.unpack(found)[1])
+
+
+# -- what happened -----------------------------------------------------------------------
+
+_ABORTED = (
+    re.compile(rb"application called MPI_Abort\(.*?, (?P<code>-?\d+)\) - process (?P<rank>\d+)"),
+    re.compile(rb"MPI_ABORT was invoked on rank (?P<rank>\d+) [^.]*?errorcode (?P<code>-?\d+)"),
+)
+_KILLED = (
+    re.compile(rb"process rank (?P<rank>\d+) .*?on signal (?P<signal>\d+)", re.DOTALL),
+    re.compile(rb"PID (?P<pid>\d+) RUNNING AT.*?EXIT CODE: (?P<signal>\d+)", re.DOTALL),
+)
+
+
+class Death(NamedTuple):
+    """What the launcher says of the rank that ended the group."""
+
+    rank: int | None
+    how: str
+
+
+def read_death(said: bytes, pids: Mapping[int, int]) -> Death | None:
+    """What a launcher's text tells of the rank that died first.
+
+    Args:
+        said: its stderr and stdout.
+        pids: rank of each process.
+    """
+    for pattern in _KILLED:
+        if found := pattern.search(said):
+            parts = found.groupdict()
+            rank = int(parts["rank"]) if "rank" in parts else pids.get(int(parts["pid"]))
+            number = int(parts["signal"])
+            # Hydra gives the exit code of a rank that ended by itself in the same place.
+            by_signal = "rank" in parts or b"(signal %d)" % number in said
+            return Death(rank, exit_text(-number if by_signal else number))
+    return None
+
+
+def read_abort(said: bytes) -> tuple[int, str] | None:
+    """The rank that called ``MPI_Abort``, and how, from what MPI libraries print then."""
+    for pattern in _ABORTED:
+        if found := pattern.search(said):
+            return int(found["rank"]), f"called MPI_Abort({int(found['code'])})"
+    return None
+
+
+def gather(reports: Sequence[Ended]) -> Ended:
+    """The one outcome of a row, from those of all ranks.
+
+    Its value is the list of the ranks' values; if any rank failed, it is what the lowest
+    of those raised. Ranks that reported nothing may be missing then.
+    """
+    reports = sorted(reports, key=lambda report: report.rank)
+    failed = next((report for report in reports if report.status != Status.DONE), None)
+    outputs = (Output(report.rank, report.stdout, report.stderr) for report in reports)
+    whole = failed or reports[0]._replace(value=_join([report.value for report in reports]))
+    return whole._replace(
+        error={**failed.error, "rank": str(failed.rank)} if failed and failed.error else None,
+        started=min(report.started for report in reports),
+        wall=max(report.wall for report in reports),
+        cpu=sum(report.cpu for report in reports),
+        peak_memory=sum(report.peak_memory for report in reports),
+        stdout=b"",
+        stderr=b"",
+        outputs=tuple(output for output in outputs if output.stdout or output.stderr),
+    )
+
+
+def _join(values: Sequence[Value]) -> Value:
+    """The stored form of a list of values; their arrays are not touched, they may be blobs."""
+    if not any(value.arrays for value in values):
+        payload = pickling.join([Payload(Encoding(v.encoding), v.data) for v in values])
+        return Value(payload.encoding, payload.data)
+    import numpy as np
+
+    references: dict[int, ArrayRef] = {}
+    payloads = []
+    stand_ins: list[Any] = []  # holds them, so that their ids stay theirs
+    for value in values:
+        own = tuple(np.empty(0) for _ in value.arrays)
+        stand_ins += own
+        references.update(zip(map(id, own), value.arrays, strict=True))
+        payloads.append(Payload(Encoding(value.encoding), value.data, own))
+    joined = pickling.join(payloads)
+    arrays = tuple(references[id(item)] for item in joined.arrays)
+    return Value(joined.encoding, joined.data, arrays)
+
+
+# -- the group ---------------------------------------------------------------------------
+
+
+class MpiWorker:
+    """A group of MPI ranks that run one call after the other, all of them the same.
+
+    Give it one `Call` at a time. A call that failed on any rank is followed by the end of
+    the group: `alive` is False when its outcome is there.
+
+    Attributes:
+        ready: all ranks have said hello. Work may be sent before.
+        alive: it can take work.
+        pids: of the ranks.
+
+    Raises:
+        MissingProgram: no launcher is installed.
+    """
+
+    def __init__(self, settings: Settings, ranks: int) -> None:
+        self.settings = settings
+        self.ranks = ranks
+        self.ready = False
+        self.alive = True
+        self.pids: dict[int, int] = {}
+        self._gone = False
+        self._token = secrets.token_hex(16)
+        self._launcher = find_launcher(settings.launcher, settings, ranks)
+        self._output = os.path.join(settings.scratch, f"group-{next(_numbers)}")
+        self._poll = select.epoll()
+        self._listener: _Listener | None = _Listener(settings.scratch)
+        self._poll.register(self._listener.socket, select.EPOLLIN)
+        self._peers: dict[int, Connection] = {}
+        self._rank_of: dict[int, int] = {}
+        self._queue: list[bytes] = []
+        self._calls: list[int] = []
+        self._reports: dict[int, dict[int, Ended]] = {}
+        self._trouble: FsbrokerError | None = None
+        self._failed = False
+        self._killed = False
+        self._died: list[int] = []
+        self._process = self._launch()
+        self._poll.register(self._process, select.EPOLLIN)
+
+    def _launch(self) -> Process:
+        assert self._listener is not None
+        plan = {
+            "connect": self._listener.path,
+            "output": self._output,
+            "spool": self.settings.spool,
+            "area": self.settings.area,
+            "durable": self.settings.durable,
+            "cpus": self.settings.cpus,
+        }
+        rank = [self.settings.python, "-m", "fsbroker.agent.worker", "rank", json.dumps(plan)]
+        guardian = [sys.executable, "-m", "fsbroker.agent.guardian", "{control}"]
+        variables = launch_environment(self.settings, os.environ)
+        variables[TOKEN] = self._token  # not an argument: `ps` shows those to everybody
+        process = Process(
+            [*guardian, *self._launcher, *rank], variables, PACKAGE_ROOT, self._output
+        )
+        process.kill(after=START_LIMIT)
+        return process
+
+    def fileno(self) -> int:
+        """Readable when `receive` has something to do."""
+        return self._poll.fileno()
+
+    def send(self, *sent: Sent) -> None:
+        self._calls += [message.row for message in sent if isinstance(message, Call)]
+        frames = [messages.frame(message) for message in sent]
+        if self.ready:
+            self._send(frames)
+        else:
+            self._queue += frames
+
+    def _send(self, frames: list[bytes]) -> None:
+        for peer in self._peers.values():
+            peer.send(frames)
+
+    def receive(self) -> list[Report]:
+        """The outcomes of calls that have ended on all ranks; `Lost` at last.
+
+        After an outcome of a failed call there is no `Lost`: the group is gone already.
+        """
+        if self._gone:
+            return []
+        ended = self._process.ended()  # before we read: what ranks said before counts
+        found: list[Report] = []
+        # In the order in which they became ready: the first rank to die is the culprit.
+        for descriptor, _ in self._poll.poll(0):
+            found += self._attend(descriptor, math.inf if ended else TURN)
+        if ended:
+            found.append(self._end(ended))
+        return found
+
+    def _attend(self, descriptor: int, at_most: float) -> list[Ended]:
+        if self._listener and descriptor == self._listener.socket.fileno():
+            for accepted in self._listener.accept():
+                self._peers[accepted.fileno()] = Connection(accepted, self._poll)
+            return []
+        peer = self._peers.get(descriptor)
+        if peer is None:  # the process: it has been asked
+            return []
+        peer.flush()
+        found = [
+            outcome
+            for message in peer.receive(at_most)
+            if (outcome := self._hear(descriptor, message))
+        ]
+        if not peer.open:
+            self._hang_up(descriptor)
+        return found
+
+    def _hang_up(self, descriptor: int) -> None:
+        del self._peers[descriptor]
+        rank = self._rank_of.pop(descriptor, None)
+        if rank is not None:
+            self._died.append(rank)
+            self._process.kill(after=GRACE)
+
+    def _hear(self, descriptor: int, message: messages.Message) -> Ended | None:
+        if isinstance(message, Hello):
+            self._welcome(descriptor, message)
+        elif isinstance(message, NotReady) and message.token == self._token:
+            self._refuse(pickle.loads(message.error))
+        elif isinstance(message, Ended) and descriptor in self._rank_of:
+            return self._collect(message)
+        return None
+
+    def _welcome(self, descriptor: int, hello: Hello) -> None:
+        if hello.token != self._token:
+            self._peers.pop(descriptor).close()
+        elif hello.size != self.ranks:
+            self._refuse(self._wrong_size(hello))
+        else:
+            self._rank_of[descriptor] = hello.rank
+            self.pids[hello.rank] = hello.pid
+            if len(self.pids) == self.ranks:
+                self._begin()
+
+    def _begin(self) -> None:
+        self.ready = True
+        self._process.kill(after=math.inf)
+        self._close_listener()
+        self._send(self._queue)
+        self._queue = []
+
+    def _refuse(self, error: FsbrokerError) -> None:
+        """The group cannot work: the first error says why."""
+        self._trouble = self._trouble or error
+        self.kill()
+
+    def _wrong_size(self, hello: Hello) -> RankFailed:
+        return RankFailed(
+            f"{self.ranks} MPI ranks were started, but a rank found {hello.size}: mpi4py loaded"
+            f" {hello.library}, the ranks were started by {hello.launched_by}",
+            self._launcher[0],
+            "Let mpi4py load the MPI of this launcher (MPI4PY_MPIABI, MPI4PY_LIBMPI,"
+            " LD_LIBRARY_PATH), or put that MPI's mpiexec first on PATH.",
+        )
+
+    def _collect(self, report: Ended) -> Ended | None:
+        reports = self._reports.setdefault(report.row, {})
+        reports[report.rank] = report
+        if report.status != Status.DONE and not self._died:
+            self._failed = True
+            self.alive = False
+        complete = len(reports) == self.ranks
+        if self._failed:  # the outcome follows in `_end`
+            self._process.kill(after=0.0 if complete else GRACE)
+        elif complete:
+            self._calls.remove(report.row)
+            return gather(list(self._reports.pop(report.row).values()))
+        return None
+
+    # -- the end -------------------------------------------------------------------------
+
+    def _end(self, ended: str) -> Report:
+        """The last report, when nothing of the group is left."""
+        self.alive = False
+        self._gone = True
+        if self._failed:
+            return self._failed_call()
+        outputs = self.captured()
+        launcher = b"\n".join(self._process.captured())
+        if not self.ready:
+            return Lost(ended, self._not_started(ended, launcher), False, None, outputs)
+        everything = b"\n".join([launcher, *(output.stderr for output in outputs)])
+        aborted = read_abort(everything)
+        if aborted and self._calls:
+            return self._aborted_call(*aborted, outputs)
+        rank, how = self._first_death(launcher, ended)
+        name = "A rank" if rank is None else f"Rank {rank}"
+        error = WorkerLost(f"{name} of {self.ranks} ended ({how})", os.uname().nodename)
+        return Lost(how, error, True, rank, outputs)
+
+    def _first_death(self, launcher: bytes, ended: str) -> Death:
+        if self._killed:
+            return Death(None, ended)
+        ranks = {pid: rank for rank, pid in self.pids.items()}
+        found = read_death(launcher, ranks) or Death(None, ended)
+        if found.rank is None and self._died:
+            return found._replace(rank=self._died[0])
+        return found
+
+    def _failed_call(self) -> Ended:
+        row = next(row for row, reports in self._reports.items() if _any_failed(reports))
+        reports = self._reports.pop(row)
+        self._calls.remove(row)
+        outcome = gather(list(reports.values()))
+        missing = [output for output in self.captured() if output.rank not in reports]
+        outputs = sorted((*outcome.outputs, *missing), key=lambda output: output.rank)
+        return outcome._replace(outputs=tuple(outputs))
+
+    def _aborted_call(self, rank: int, how: str, outputs: tuple[Output, ...]) -> Ended:
+        """A task that aborts MPI has failed; no accident that a second attempt may undo."""
+        row = self._calls.pop(0)
+        error = RankFailed(f"Rank {rank} of {self.ranks} {how}", os.uname().nodename)
+        shown = {
+            "type": "fsbroker.errors.RankFailed",
+            "message": str(error),
+            "traceback": "",
+            "rank": str(rank),
+        }
+        value = Value(Encoding.PICKLE, pickle.dumps(error, protocol=pickling.PROTOCOL))
+        return Ended(row, rank, Status.FAILED, value, shown, 0.0, 0.0, 0.0, 0, b"", b"", outputs)
+
+    def _not_started(self, ended: str, said: bytes) -> TaskError:
+        if isinstance(self._trouble, TaskError):
+            return self._trouble
+        tail = said.decode(errors="replace").strip()[-TAIL:]
+        return RankFailed(
+            f"{self.ranks} MPI ranks did not start ({self._trouble or ended})",
+            " ".join(self._launcher),
+            "Does mpi4py load the MPI of this launcher (MPI4PY_MPIABI, MPI4PY_LIBMPI)?"
+            f" The launcher's last words:\n{tail}",
+        )
+
+    def captured(self) -> tuple[Output, ...]:
+        """What the ranks have written in the call that is running."""
+        outputs = (
+            Output(
+                rank,
+                capture.read_file(f"{self._output}.{rank}.out"),
+                capture.read_file(f"{self._output}.{rank}.err"),
+            )
+            for rank in range(self.ranks)
+        )
+        return tuple(output for output in outputs if output.stdout or output.stderr)
+
+    def stop(self) -> None:
+        """Have it end when it has done all that was sent; `Lost` follows."""
+        self.alive = False
+        self.send(messages.Stop())
+
+    def kill(self, after: float = 0.0) -> None:
+        """Have it killed with all that it started; `Lost` follows when that is done."""
+        self.alive = False
+        self._killed = not self._died
+        self._process.kill(after)
+
+    def close(self) -> None:
+        """Let go of it: if it still lives, it is killed."""
+        self._gone = True
+        self._process.close()
+        self._close_listener()
+        for peer in self._peers.values():
+            peer.close()
+        self._poll.close()
+        for rank in range(self.ranks):
+            for ending in ("out", "err"):
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{self._output}.{rank}.{ending}")
+
+    def _close_listener(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
+
+
+def _any_failed(reports: Mapping[int, Ended]) -> bool:
+    return any(report.status != Status.DONE for report in reports.values())
