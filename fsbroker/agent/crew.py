@@ -17,6 +17,7 @@ from fsbroker.agent.slots import Slot, Slots
 from fsbroker.agent.workers import SerialWorker
 from fsbroker.resources import Shape
 from fsbroker.spool.live import LiveFile
+from fsbroker.spool.log import ranges_of
 from fsbroker.spool.streams import Bulk
 
 if TYPE_CHECKING:
@@ -137,7 +138,6 @@ def _slices(assignment: Assignment) -> Iterator[Slice]:
         while end < len(rows) and functions[end] == functions[start]:
             end += 1
         text = file.plain_text(rows[start], rows[end - 1] + 1)
-        assert text is not None
         digest = file.function_digest(rows[start])
         yield Slice(digest, assignment.base + start, end - start, text)
         start = end
@@ -166,19 +166,13 @@ def _calls(
 
 def units_of(live: LiveFile, rows: Sequence[int], size: int) -> Iterator[Unit]:
     """Claimed rows in pieces that one worker runs: at most ``size`` simple rows, or a chain."""
-    simple: list[int] = []
-    for chain in _chains(live, rows):
-        row = chain[0]
-        is_simple = len(chain) == 1 and live.file.plain_text(row, row + 1) is not None
-        if simple and (not is_simple or len(simple) >= size or row != simple[-1] + 1):
-            yield Unit(live, simple, True)
-            simple = []
-        if is_simple and live.file.rows["ranks"][row] == 1:
-            simple.append(row)
-        else:
-            yield Unit(live, chain, False)
-    if simple:
-        yield Unit(live, simple, True)
+    simple = live.file.simple
+    others = [row for row in rows if not simple[row]]
+    for first, end in ranges_of(row for row in rows if simple[row]):
+        for start in range(first, end, size):
+            yield Unit(live, range(start, min(end, start + size)), True)
+    for chain in _chains(live, others):
+        yield Unit(live, chain, False)
 
 
 def _chains(live: LiveFile, rows: Sequence[int]) -> Iterable[list[int]]:

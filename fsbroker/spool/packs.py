@@ -20,7 +20,7 @@ from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, is_agent, parse_pack
 from fsbroker.spool.publish import publish
 from fsbroker.spool.streams import ResultFile, entries
-from fsbroker.spool.values import ValueWriter
+from fsbroker.spool.values import ValueMerger
 from fsbroker.task import KEY_BYTES
 
 FAN = 8
@@ -149,49 +149,41 @@ def _merge(files: Files, area: Area, inputs: Sequence[str], tier: int) -> bool:
 def _merged(token: str, inputs: Sequence[ResultFile]) -> Image:
     stems: dict[str, int] = {}
     origins: dict[str, int] = {}
-    tables, sources = [], []
-    for number, file in enumerate(inputs):
+    errors: dict[int, dict[str, str]] = {}
+    tables: list[np.ndarray] = []
+    values = ValueMerger("values")
+    for file in inputs:
         table = file.rows.copy()
-        new = np.array([stems.setdefault(stem, len(stems)) for stem in file.files], "u2")
-        table["file"] = new[table["file"]]
+        table["file"] = _renumbered(file.files, stems)[table["file"]]
         texts = [json.dumps(origin, sort_keys=True) for origin in file.origins]
-        new = np.array([origins.setdefault(text, len(origins)) for text in texts], "u2")
-        table["source"] = new[table["source"]]
+        table["source"] = _renumbered(texts, origins)[table["source"]]
+        file.add_to(values, table)
+        before = sum(map(len, tables))
+        errors |= {before + index: error for index, error in file.errors()}
         tables.append(table)
-        sources += [(number, index) for index in range(len(table))]
     rows = np.concatenate(tables)
     order = _sorted_distinct(rows)
-    writer = ValueWriter("values")
-    errors = {}
-    for new_index, old in enumerate(order):
-        number, index = sources[old]
-        writer.add(inputs[number].value(index))
-        error = inputs[number].error(index)
-        if error is not None:
-            errors[str(new_index)] = error
-    rows = rows[order]
-    writer.fill(rows)
     sections: dict[str, bytes | np.ndarray] = {
-        "rows": rows,
+        "rows": rows[order],
         "files": json.dumps(list(stems)).encode(),
         "origins": ("[" + ",".join(origins) + "]").encode(),
-        **writer.sections(),
+        **values.sections(),
     }
     if errors:
-        sections["errors"] = json.dumps(errors).encode()
+        moved = {int(old): new for new, old in enumerate(order)}
+        kept = {str(moved[old]): error for old, error in errors.items() if old in moved}
+        sections["errors"] = json.dumps(kept).encode()
     return image(token, "pack", {"inputs": [file.path for file in inputs]}, sections)
+
+
+def _renumbered(names: Sequence[str], numbers: dict[str, int]) -> np.ndarray:
+    """The number of each name in the merged list, to which new names are added."""
+    return np.array([numbers.setdefault(name, len(numbers)) for name in names], "u2")
 
 
 def _sorted_distinct(rows: np.ndarray) -> np.ndarray:
     """Indices of the rows by key; of copies of one outcome (two packers) only the first."""
-    keys = np.frombuffer(rows["key"].tobytes(), f"S{KEY_BYTES}")
-    order = np.argsort(keys, kind="stable")
-    seen: set[tuple[int, int, int]] = set()
-    kept = []
-    for index in order:
-        row = rows[index]
-        name = (int(row["file"]), int(row["row"]), int(row["generation"]))
-        if name not in seen:
-            seen.add(name)
-            kept.append(index)
-    return np.array(kept, dtype=np.intp)
+    names = rows["file"].astype("u8") << 32 | rows["row"].astype("u8") << 16 | rows["generation"]
+    _, first = np.unique(names, return_index=True)
+    keys = np.frombuffer(rows["key"].tobytes(), f"S{KEY_BYTES}")[first]
+    return first[np.argsort(keys, kind="stable")]

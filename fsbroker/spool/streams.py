@@ -26,7 +26,7 @@ from fsbroker.spool.container import Container, Image, image
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, parse_stream_file
 from fsbroker.spool.publish import publish
-from fsbroker.spool.values import COLUMNS, ValueReader, ValueWriter
+from fsbroker.spool.values import COLUMNS, ValueMerger, ValueReader, ValueWriter
 from fsbroker.task import KEY_BYTES, Encoding, Outcome, Status, Value
 
 RESULTS = np.dtype(
@@ -174,11 +174,21 @@ class ResultFile:
     def error(self, index: int) -> dict[str, str] | None:
         return self._errors.get(str(index))
 
+    def errors(self) -> Iterator[tuple[int, dict[str, str]]]:
+        """All rows that have one."""
+        for index, error in self._errors.items():
+            yield int(index), error
+
+    def add_to(self, merger: ValueMerger, table: np.ndarray) -> None:
+        """Add the values, for the merged file; ``table`` is a copy of the rows."""
+        merger.add(self._file, table)
+
     def plain_texts(self) -> bytes | None:
         """All values as one JSON array in row order, if all are plain, done, without arrays."""
         rows = self.rows
         if (
-            (rows["encoding"] != Encoding.PLAIN).any()
+            self._file.kind != "results"  # in a pack the rows are sorted, the texts are not
+            or (rows["encoding"] != Encoding.PLAIN).any()
             or (rows["status"] != Status.DONE).any()
             or rows["arrays"].any()
         ):

@@ -210,23 +210,24 @@ class TaskFile:
         """The stored arguments of a row."""
         return self._arguments.read(self.rows[row])
 
-    def plain_text(self, first: int, end: int) -> bytes | None:
-        """Arguments of consecutive rows as one JSON array, if all are plain lists.
+    @cached_property
+    def simple(self) -> np.ndarray:
+        """Which rows have nothing but a plain list of positional arguments, and one rank."""
+        rows = self.rows
+        found = (
+            (rows["encoding"] == Encoding.PLAIN)
+            & (rows["arrays"] == 0)
+            & (rows["dependencies"] == 0)
+            & (rows["ranks"] == 1)
+        )
+        text = np.frombuffer(self._text, np.uint8)
+        found[found] = text[rows["offset"][found]] == ord("[")
+        return found
 
-        None if one has arrays, dependencies, keyword arguments or a pickle.
-        """
-        rows = self.rows[first:end]
-        if (
-            (rows["encoding"] != Encoding.PLAIN).any()
-            or rows["arrays"].any()
-            or rows["dependencies"].any()
-        ):
-            return None
-        bytes_of_text = np.frombuffer(self._text, np.uint8)
-        if (bytes_of_text[rows["offset"]] != ord("[")).any():
-            return None  # keyword arguments
-        begin = int(rows["offset"][0])
-        finish = int(rows["offset"][-1]) + int(rows["length"][-1])
+    def plain_text(self, first: int, end: int) -> bytes:
+        """Arguments of consecutive simple rows, as one JSON array."""
+        begin = int(self.rows["offset"][first])
+        finish = int(self.rows["offset"][end - 1]) + int(self.rows["length"][end - 1])
         return b"[" + self._text[begin:finish] + b"]"
 
     @cached_property

@@ -100,18 +100,8 @@ class ValueWriter:
 
     def sections(self) -> dict[str, bytes | np.ndarray]:
         """The sections, to be written beside the table."""
-        found: dict[str, bytes | np.ndarray] = {}
-        if self._texts:
-            found[self._name] = b"[" + SEPARATOR.join(self._texts) + b"]"
-        if self._pickles:
-            found[f"{self._name}_pickle"] = b"".join(self._pickles)
-        if self._index:
-            import numpy as np
-
-            found["array_index"] = json.dumps(self._index, separators=(",", ":")).encode()
-            for dtype, parts in self._pools.items():
-                found[f"arrays/{dtype}"] = np.frombuffer(b"".join(parts), np.dtype(dtype))
-        return found
+        texts = [b"[" + SEPARATOR.join(self._texts) + b"]"] if self._texts else []
+        return _sections(self._name, texts, self._pickles, self._index, self._pools)
 
     def fill(self, table: np.ndarray) -> None:
         """Write the columns into the table's rows, which stand in the order of `add`."""
@@ -121,6 +111,62 @@ class ValueWriter:
             columns = np.array(self.columns, dtype=np.uint64).T
             for (name, _), column in zip(COLUMNS, columns, strict=True):
                 table[name] = column
+
+
+class ValueMerger:
+    """Puts the payloads of several files behind one another, without looking at them."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._texts: list[bytes] = []
+        self._text_length = 0
+        self._pickles: list[bytes] = []
+        self._pickle_length = 0
+        self._pools: dict[str, list[bytes]] = {}
+        self._pool_lengths: dict[str, int] = {}
+        self._index: list[list[Any]] = []
+
+    def add(self, file: Container, table: np.ndarray) -> None:
+        """Add all payloads of a file; the columns of its table are shifted in place."""
+        plain = table["encoding"] == Encoding.PLAIN
+        text, pickles = file.read(self._name), file.read(f"{self._name}_pickle")
+        table["offset"] += (plain * self._text_length + ~plain * self._pickle_length).astype("u8")
+        table["first_array"] += len(self._index)
+        if text:
+            self._texts.append(text[1:-1])
+            self._text_length += len(text) - 2 + len(SEPARATOR)
+        self._pickles.append(pickles)
+        self._pickle_length += len(pickles)
+        for dtype, start, *rest in json.loads(file.read("array_index") or b"[]"):
+            self._index.append([dtype, start + self._pool_lengths.get(dtype, 0), *rest])
+        for section in file.sections:
+            kind, _, dtype = section.partition("/")
+            if kind == "arrays":
+                data = file.read(section)
+                self._pools.setdefault(dtype, []).append(data)
+                self._pool_lengths[dtype] = self._pool_lengths.get(dtype, 0) + len(data)
+
+    def sections(self) -> dict[str, bytes | np.ndarray]:
+        texts = [b"[" + SEPARATOR.join(self._texts) + b"]"] if self._texts else []
+        return _sections(self._name, texts, self._pickles, self._index, self._pools)
+
+
+def _sections(
+    name: str,
+    texts: Sequence[bytes],
+    pickles: Sequence[bytes],
+    index: Sequence[Sequence[Any]],
+    pools: dict[str, list[bytes]],
+) -> dict[str, bytes | np.ndarray]:
+    import numpy as np
+
+    found: dict[str, bytes | np.ndarray] = {name: b"".join(texts)}
+    found[f"{name}_pickle"] = b"".join(pickles)
+    if index:
+        found["array_index"] = json.dumps(index, separators=(",", ":")).encode()
+        for dtype, parts in pools.items():
+            found[f"arrays/{dtype}"] = np.frombuffer(b"".join(parts), np.dtype(dtype))
+    return found
 
 
 class ValueReader:
