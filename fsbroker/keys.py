@@ -1084,7 +1084,9 @@ def _module_of(obj: Any, name: str) -> str:
 
 
 def _is_numeric_library(kind: type) -> bool:
-    return any(base.__module__.partition(".")[0] in ("numpy", "pandas") for base in kind.__mro__)
+    return any(
+        str(base.__module__).partition(".")[0] in ("numpy", "pandas") for base in kind.__mro__
+    )
 
 
 def _bytes_of(obj: np.ndarray) -> Any:

@@ -372,7 +372,11 @@ def _untag_dict(tag: dict[str, Any]) -> dict[Any, Any]:
 
 
 def _untag_bytes(tag: dict[str, Any]) -> bytes:
-    return binascii.a2b_base64(tag["v"].encode("ascii"))
+    text = tag["v"].encode("ascii")
+    found = binascii.a2b_base64(text)
+    if binascii.b2a_base64(found, newline=False) != text:  # it skips what it does not know
+        raise ValueError("not base64")
+    return found
 
 
 def _untag_complex(tag: dict[str, Any]) -> complex:
