@@ -25,14 +25,14 @@ from fsbroker.client.outcomes import resolve
 from fsbroker.client.session import ClientSession, Lane
 from fsbroker.spool.watch import Watch, watch
 from fsbroker.errors import FsbrokerError, KeyConflict, SpoolError, SpoolMissing, TaskLost
-from fsbroker.future import Future
+from fsbroker.future import PENDING, Future
 from fsbroker.spool.blobs import store
 from fsbroker.spool.index import Found
 from fsbroker.spool.layout import MAX_ROWS
 from fsbroker.spool.log import State
 from fsbroker.spool.spool import Spool
-from fsbroker.spool.taskfile import FunctionEntry, TaskRow
-from fsbroker.task import Payload, Status, Value
+from fsbroker.spool.taskfile import Arguments, FunctionEntry, TaskRow
+from fsbroker.task import Payload, Status
 
 if TYPE_CHECKING:
     from fsbroker.keys import Call, Function
@@ -250,8 +250,8 @@ class ClientLoop:
             first = self._open.setdefault(future.key, future)
             if first is not future:
                 self._join(first, future)
-            elif not future.cancelled():
-                new.append(item)  # type: ignore[arg-type]
+            elif future._state == PENDING:
+                new.append(item)
             else:
                 del self._open[future.key]
         try:
@@ -330,11 +330,12 @@ class ClientLoop:
 
     def _fill(self, calls: Sequence[tuple[Submitted, int]], start: int) -> int:
         """Where the next task file ends: at its most rows, or bytes."""
-        end, size = start, 0
-        for item, _ in calls[start : start + MAX_ROWS]:
-            size += len(item.call.payload.data) + sum(a.nbytes for a in item.call.payload.arrays)
-            if size > LARGEST_FILE and end > start:
-                break
+        payloads = [item.call.payload for item, _ in calls[start : start + MAX_ROWS]]
+        sizes = [len(payload.data) for payload in payloads]
+        if sum(sizes) <= LARGEST_FILE:
+            return start + len(sizes)
+        end = start + 1
+        while sum(sizes[: end - start + 1]) <= LARGEST_FILE:
             end += 1
         return end
 
@@ -360,21 +361,19 @@ class ClientLoop:
 
     def _row(self, item: Submitted, again: int) -> TaskRow:
         key, descriptor, payload = item.call
-        entry = self._entries.get(item.function.digest)
-        if entry is None:
-            function = item.function
-            entry = FunctionEntry(
-                function.digest, function.name, function.source, function.pickle
-            )
-            self._entries[function.digest] = entry
-        value = Value(payload.encoding, payload.data, self._stored(payload))
-        return TaskRow(key, descriptor, again, entry, value, payload.dependencies)
+        entry = self._entries.get(item.function.digest) or self._entry(item.function)
+        arguments = self._stored(payload) if payload.arrays else payload
+        return TaskRow(key, descriptor, arguments, entry, again)  # type: ignore[arg-type]
 
-    def _stored(self, payload: Payload) -> tuple[Any, ...]:
-        if not payload.arrays:
-            return ()
+    def _entry(self, function: Function) -> FunctionEntry:
+        entry = FunctionEntry(function.digest, function.name, function.source, function.pickle)
+        self._entries[function.digest] = entry
+        return entry
+
+    def _stored(self, payload: Payload) -> Arguments:
         files, area, durable = self.spool
-        return tuple(store(files, area, array, durable=durable) for array in payload.arrays)
+        arrays = tuple(store(files, area, array, durable=durable) for array in payload.arrays)
+        return Arguments(payload.encoding, payload.data, arrays, payload.dependencies)
 
     # -- back from the spool -------------------------------------------------------------
 

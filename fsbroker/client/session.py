@@ -140,7 +140,7 @@ class ClientSession(Generic[Ticket]):
             lane.shape,
             lane.environment,
             len(rows),
-            sum(1 for row in rows if row.dependencies),
+            sum(1 for row in rows if row.arguments.dependencies),
         )
         give_birth(self._files, self._area, stem, made, durable=self._durable)
         self._bound[str(stem)] = list(tickets)

@@ -23,7 +23,7 @@ from fsbroker.spool.container import Container, Image, image
 from fsbroker.spool.files import Files, OpenFile
 from fsbroker.spool.layout import Stem, parse_stem
 from fsbroker.spool.values import COLUMNS, ValueReader, ValueWriter
-from fsbroker.task import KEY_BYTES, Dependency, Encoding, Value
+from fsbroker.task import KEY_BYTES, ArrayRef, Dependency, Encoding, Value
 
 ROWS = np.dtype(
     [
@@ -54,15 +54,23 @@ class FunctionEntry(NamedTuple):
     pickle: bytes
 
 
+class Arguments(NamedTuple):
+    """The arguments of one task: a `task.Payload` whose arrays are in their stored form."""
+
+    encoding: int
+    data: bytes
+    arrays: tuple[ArrayRef, ...] = ()
+    dependencies: tuple[Dependency, ...] = ()
+
+
 class TaskRow(NamedTuple):
     """One task on its way into a task file."""
 
     key: bytes
     descriptor: bytes
-    round: int
+    arguments: Arguments
     function: FunctionEntry
-    arguments: Value
-    dependencies: tuple[Dependency, ...] = ()
+    round: int = 0
 
 
 class Limits(NamedTuple):
@@ -75,7 +83,8 @@ class Limits(NamedTuple):
 
 def build(token: str, rows: Sequence[TaskRow], limits: Limits, meta: Mapping[str, Any]) -> Image:
     """The image of a task file with these rows, in this order."""
-    keys, descriptors, rounds, functions, arguments, dependencies = zip(*rows, strict=True)
+    keys, descriptors, arguments, functions, rounds = zip(*rows, strict=True)
+    encodings, texts, arrays, dependencies = zip(*arguments, strict=True)
     table = np.zeros(len(rows), ROWS)
     table["key"] = np.frombuffer(b"".join(keys), f"V{KEY_BYTES}")
     table["descriptor"] = np.frombuffer(b"".join(descriptors), f"V{KEY_BYTES}")
@@ -84,17 +93,26 @@ def build(token: str, rows: Sequence[TaskRow], limits: Limits, meta: Mapping[str
     sections: dict[str, bytes | np.ndarray] = {"rows": table}
     sections |= _functions(functions, table)
     sections |= _dependencies(keys, dependencies, table)
-    sections |= _arguments(arguments, table)
+    writer = ValueWriter("arguments")
+    if set(encodings) == {Encoding.PLAIN} and not any(arrays):
+        writer.add_texts(texts)
+    else:
+        for value in zip(encodings, texts, arrays, strict=True):
+            writer.add(Value(*value))
+    writer.fill(table)
+    sections |= writer.sections()
     return image(token, "tasks", meta, sections)
 
 
 def _functions(
     functions: Sequence[FunctionEntry], table: np.ndarray
 ) -> dict[str, bytes | np.ndarray]:
-    distinct = {function.digest: number for number, function in enumerate(dict.fromkeys(functions))}
-    table["function"] = [distinct[function.digest] for function in functions]
+    distinct = {id(function): function for function in functions}
+    numbers = {same: number for number, same in enumerate(distinct)}
+    if len(distinct) > 1:
+        table["function"] = [numbers[id(function)] for function in functions]
     entries, pickles, offset = [], [], 0
-    for function in dict.fromkeys(functions):
+    for function in distinct.values():
         entries.append(
             {
                 "name": function.name,
@@ -128,18 +146,6 @@ def _dependencies(
     if selectors:
         found["selectors"] = json.dumps(selectors).encode()
     return found
-
-
-def _arguments(arguments: Sequence[Value], table: np.ndarray) -> dict[str, bytes | np.ndarray]:
-    writer = ValueWriter("arguments")
-    encodings, texts, arrays = zip(*arguments, strict=True)
-    if set(encodings) == {Encoding.PLAIN} and not any(arrays):
-        writer.add_texts(texts)
-    else:
-        for value in arguments:
-            writer.add(value)
-    writer.fill(table)
-    return writer.sections()
 
 
 class TaskFile:
