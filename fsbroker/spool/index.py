@@ -12,7 +12,6 @@ has left one place is found in the next one. The other way round both could be m
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from itertools import repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +25,8 @@ from fsbroker.task import KEY_BYTES, Status
 
 OPEN_FILES = 32
 """Result files kept open for reading values."""
+MAX_ROWS_READ = 1 << 20
+"""More rows than a result file has."""
 ATTEMPTS = 3
 """How often a look-up starts again when a file moved into a pack under it."""
 
@@ -88,7 +89,10 @@ class Results:
         self._area = area
         self._streams: dict[str, _StreamState] = {}
         self._present: dict[str, Presence] = {}
-        self._fresh: dict[bytes, list[Place]] = {}
+        self._unindexed: list[tuple[str, list[bytes]]] = []
+        self._paths: list[str] = []
+        self._fresh: dict[bytes, int] = {}
+        self._more: dict[bytes, list[int]] = {}
         self._packs: dict[str, _Pack] = {}
         self._open: dict[str, ResultFile] = {}
         self._ended: dict[str, bytearray] = {}
@@ -170,16 +174,36 @@ class Results:
 
     def _index(self, file: ResultFile) -> None:
         for number, stem in enumerate(file.files):
-            self._mark_ended(stem, file.rows[file.rows["file"] == number])
-        fresh, path = self._fresh, file.path
-        keys = file.keys
-        again = [(index, key) for index, key in enumerate(keys) if key in fresh]
-        places = map(list, zip(map(Place, repeat(path), range(len(keys)))))
-        if not again and len(set(keys)) == len(keys):
-            fresh.update(zip(keys, places, strict=False))
-            return
-        for index, key in enumerate(keys):
-            fresh.setdefault(key, []).append(Place(path, index))
+            mine = file.rows if len(file.files) == 1 else file.rows[file.rows["file"] == number]
+            self._mark_ended(stem, mine)
+        self._unindexed.append((file.path, file.keys))
+
+    def _indexed(self) -> dict[bytes, int]:
+        """The keys of all fresh files: made when a key is first asked for.
+
+        One integer for a key, file and row in one: a million of them are not looked at by
+        the garbage collector again and again.
+        """
+        for path, keys in self._unindexed:
+            base = len(self._paths) * MAX_ROWS_READ
+            self._paths.append(path)
+            new = dict(zip(keys, range(base, base + len(keys)), strict=True))
+            if len(new) == len(keys) and self._fresh.keys().isdisjoint(new):
+                self._fresh.update(new)
+                continue
+            for place, key in enumerate(keys, base):
+                if self._fresh.setdefault(key, place) != place:
+                    self._more.setdefault(key, []).append(place)
+        self._unindexed.clear()
+        return self._fresh
+
+    def _places(self, key: bytes) -> list[Place]:
+        """Where the outcomes of a key stand in fresh files."""
+        first = self._indexed().get(key)
+        if first is None:
+            return []
+        found = [divmod(place, MAX_ROWS_READ) for place in (first, *self._more.get(key, ()))]
+        return [Place(self._paths[number], index) for number, index in found]
 
     def _new_packs(self) -> list[ResultFile]:
         names = self._files.names(self._area.packs)
@@ -205,15 +229,25 @@ class Results:
 
     def _forget_packed(self, pack: ResultFile) -> None:
         """Look-ups will find these rows in the pack: the memory for them is free again."""
-        inputs = set(pack.meta.get("inputs", ()))
-        for key in pack.keys:
-            places = self._fresh.get(key)
-            if places is not None:
-                left = [place for place in places if place.path not in inputs]
-                if left:
-                    self._fresh[key] = left
-                else:
-                    del self._fresh[key]
+        self._drop(set(pack.meta.get("inputs", ())))
+
+    def _drop(self, paths: set[str]) -> None:
+        """Forget what was known from these files."""
+        self._unindexed = [entry for entry in self._unindexed if entry[0] not in paths]
+        gone = {number for number, path in enumerate(self._paths) if path in paths}
+        if not gone:
+            return
+        kept: dict[bytes, int] = {}
+        more: dict[bytes, list[int]] = {}
+        for key, first in self._fresh.items():
+            if first // MAX_ROWS_READ not in gone and key not in self._more:
+                kept[key] = first
+        for key, rest in self._more.items():
+            left = [one for one in (self._fresh[key], *rest) if one // MAX_ROWS_READ not in gone]
+            if left:
+                kept[key] = left[0]
+                more[key] = left[1:]
+        self._fresh, self._more = kept, more
 
     # -- the rows of a task file ---------------------------------------------------------
 
@@ -235,8 +269,7 @@ class Results:
         size = max(size, int(rows["row"].max()) + 1 if len(rows) else 0)
         marks = self._ended.setdefault(stem, bytearray())
         marks.extend(bytes(max(0, size - len(marks))))
-        for row, status in zip(rows["row"].tolist(), rows["status"].tolist(), strict=True):
-            marks[row] = status
+        np.frombuffer(marks, np.uint8)[rows["row"]] = rows["status"]  # type: ignore[index]
 
     def forget(self, stem: str) -> None:
         """The task file was retired: nobody will ask for its rows again."""
@@ -246,7 +279,7 @@ class Results:
 
     def known(self, keys: list[bytes]) -> set[bytes]:
         """Those of the keys with an outcome of any sort; call `poll` before."""
-        found = self._fresh.keys() & set(keys)
+        found = self._indexed().keys() & set(keys)
         for pack in self._packs.values():
             found.update(pack.holding(keys))
         return found
@@ -268,7 +301,7 @@ class Results:
         return None
 
     def _all(self, key: bytes) -> Iterator[Found]:
-        for place in list(self._fresh.get(key, ())):
+        for place in self._places(key):
             yield self._found(place)
         for pack in list(self._packs.values()):
             for index in pack.rows(key):
@@ -280,12 +313,7 @@ class Results:
 
     def _restart(self) -> None:
         """A file went into a pack: forget what is gone, and look at the packs again."""
-        for key, places in list(self._fresh.items()):
-            left = [place for place in places if self._is_there(place.path)]
-            if left:
-                self._fresh[key] = left
-            else:
-                del self._fresh[key]
+        self._drop({path for path in self._paths if not self._is_there(path)})
         self._new_packs()
 
     def _is_there(self, path: str) -> bool:

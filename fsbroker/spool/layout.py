@@ -10,9 +10,9 @@
         results/<agent>/<n>.h5         an agent's stream of result files, or its seal
         packs/<tier>.<token>.h5        merged result files
         archive/<stem>.h5              finished task files
-      archive/<tier>.<token>.h5      many of them in one
+        archive/<tier>.<token>.h5      many of them in one
         blobs/<name>.h5                arrays of 1 MB and more
-        logs/<key>/<agent>.<generation>/   stdout and stderr of each rank
+        logs/<key>/<agent>.<generation>/<rank>.out, .err   what each rank wrote
         cancel/<stem>.<row>            requests to end a row; hints that a log has news
         quarantine/ tmp/
 
@@ -91,6 +91,10 @@ _PACK = re.compile(r"(\d{2})\.([0-9a-f]{16})\.h5")
 _CANCEL = re.compile(r"(.{1,200})\.(\d{1,4})")
 _AGENT = re.compile(r"[0-9a-f]{16}")
 _BLOB = re.compile(r"[0-9a-f]{40}\.h5")
+_KEY = re.compile(r"[0-9a-f]{40}")
+_ATTEMPT = re.compile(r"([0-9a-f]{16})\.(\d{1,5})")
+_OUTPUT = re.compile(r"(\d{1,5})\.(out|err)")
+_GRAVE = re.compile(r"log-[0-9a-f]{16}")
 _AREA = re.compile(r"u\d{1,10}")
 
 
@@ -146,6 +150,27 @@ def is_agent(name: str) -> bool:
 
 def is_blob(name: str) -> bool:
     return _BLOB.fullmatch(name) is not None
+
+
+def is_key(name: str) -> bool:
+    return _KEY.fullmatch(name) is not None
+
+
+def parse_attempt(name: str) -> tuple[str, int] | None:
+    """The agent and generation of a directory of stdout and stderr."""
+    match = _ATTEMPT.fullmatch(name)
+    return (match[1], int(match[2])) if match else None
+
+
+def parse_output(name: str) -> tuple[int, str] | None:
+    """The rank, and "out" or "err"."""
+    match = _OUTPUT.fullmatch(name)
+    return (int(match[1]), match[2]) if match else None
+
+
+def is_grave(name: str) -> bool:
+    """The log of a retired task file, on its way out (under ``tmp/``)."""
+    return _GRAVE.fullmatch(name) is not None
 
 
 def is_area(name: str) -> bool:

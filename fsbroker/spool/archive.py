@@ -1,0 +1,235 @@
+"""Finished task files, bundled: one file in place of hundreds.
+
+    retire -> archive/<stem>.h5 -> archive/01.<token>.h5 -> archive/02.<token>.h5 ...
+
+A bundle holds the bytes of task files as they were, each a section under its stem, so a
+task file is read inside a bundle as it is read alone, through a `Window`.
+
+The rules are those of packs: anybody may bundle, at any time, twice; the bundle is durable
+before its inputs go, and they go only when a *later* cycle finds the bundle whole, so that
+a reader with an old listing seldom meets ENOENT. When it does, it lists again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+
+import numpy as np
+
+from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.spool.container import Container, image
+from fsbroker.spool.files import Files, OpenFile
+from fsbroker.spool.layout import Area, parse_pack, parse_stem
+from fsbroker.spool.publish import publish
+
+FAN = 8
+"""Files merged into one: of finished task files at least so many, of bundles as many."""
+MOST_INPUTS = 512
+LARGEST = 256 << 20
+"""Bytes; bundles above are not merged any further, and none is built of more: its
+builder, an agent, holds it in memory twice."""
+SECTION = "tasks/"
+
+_UNREADABLE = (FileNotFoundError, FileDamaged, FileRefused)
+
+
+class Window(OpenFile):
+    """A part of an open file, read as if it were a file of its own."""
+
+    __slots__ = ("_file", "_offset")
+
+    def __init__(self, file: OpenFile, path: str, offset: int, size: int) -> None:
+        self._file = file
+        self._offset = offset
+        self.path = path
+        self.owner = file.owner
+        self.size = size
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._file.read(self._offset + offset, max(0, min(length, self.size - offset)))
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        length = max(0, min(len(buffer), self.size - offset))
+        return self._file.read_into(buffer[:length], self._offset + offset)
+
+    def close(self) -> None:
+        """The file around it stays open, for its other windows."""
+
+
+# -- reading -----------------------------------------------------------------------------
+
+
+def opened(files: Files, path: str) -> Iterator[tuple[str, OpenFile]]:
+    """The task files that a file of the archive holds: one, or a bundle of many.
+
+    They can be read until the next one is asked for.
+    """
+    stem = _stem_of(path)
+    with files.open(path) as file:
+        if stem is not None:
+            yield stem, file
+            return
+        bundle = Container(files, path, "archive", file=file)
+        for name, section in bundle.sections.items():
+            inner = name.removeprefix(SECTION)
+            if parse_stem(inner):
+                yield inner, Window(file, f"{path}:{inner}", section.offset, section.length)
+
+
+def listing(files: Files, area: Area) -> list[str]:
+    """Paths of all files in the archive, those of single task files first."""
+    names = [
+        name
+        for name in files.names(area.archive)
+        if parse_pack(name) is not None or _stem_of(name)
+    ]
+    names.sort(key=lambda name: (parse_pack(name) is not None, name))
+    return [f"{area.archive}/{name}" for name in names]
+
+
+def _stem_of(path: str) -> str | None:
+    name = path.rpartition("/")[2]
+    stem = name.removesuffix(".h5")
+    return stem if stem != name and parse_stem(stem) else None
+
+
+# -- bundling ----------------------------------------------------------------------------
+
+
+def cycle(files: Files, area: Area) -> bool:
+    """One round of bundling; True if something was merged."""
+    lock = files.try_lock(area.lock("archive"))
+    if lock is None:
+        return False
+    try:
+        _drop_inputs(files, area)
+        return _bundle_singles(files, area) or _merge_tier(files, area)
+    finally:
+        lock.release()
+
+
+def rewrite(files: Files, area: Area, path: str, keep: Callable[[str], bool]) -> bool:
+    """Put a bundle with only some of its task files in its place; False if there is nothing to."""
+    tier = parse_pack(path.rpartition("/")[2])
+    kept = [stem for stem, _ in opened(files, path) if keep(stem)]
+    if tier is None:
+        return False
+    if kept and not _publish(files, area, [path], tier, keep):
+        return False
+    files.unlink(path)
+    return True
+
+
+def _bundles(files: Files, area: Area) -> dict[int, list[str]]:
+    """The bundles, by tier."""
+    tiers: dict[int, list[str]] = {}
+    for path in listing(files, area):
+        tier = parse_pack(path.rpartition("/")[2])
+        if tier is not None:
+            tiers.setdefault(tier, []).append(path)
+    return tiers
+
+
+def _inputs(files: Files, path: str) -> list[str]:
+    with Container(files, path, "archive") as file:
+        return list(file.meta["inputs"])
+
+
+def _drop_inputs(files: Files, area: Area) -> None:
+    """Delete what bundles of earlier cycles have merged."""
+    for paths in _bundles(files, area).values():
+        for path in paths:
+            with suppress(*_UNREADABLE):
+                left = [name for name in _inputs(files, path) if _exists(files, name)]
+                if left and _is_whole(files, path):
+                    for name in left:
+                        with suppress(FileNotFoundError):
+                            files.unlink(name)
+
+
+def _exists(files: Files, path: str) -> bool:
+    try:
+        files.size(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _is_whole(files: Files, path: str) -> bool:
+    with Container(files, path, "archive") as file:
+        for name in file.sections:
+            file.read(name)
+    return True
+
+
+def _bundle_singles(files: Files, area: Area) -> bool:
+    bundled = {
+        name
+        for paths in _bundles(files, area).values()
+        for path in paths
+        for name in _inputs(files, path)
+    }
+    singles = [path for path in listing(files, area) if _stem_of(path) and path not in bundled]
+    live = {name.removesuffix(".h5") for name in files.names(area.tasks)}
+    # One whose live name still stands would be linked here again by who finishes its burial.
+    buried = [path for path in singles if _stem_of(path) not in live]
+    inputs = _fitting(files, buried[:MOST_INPUTS])
+    return len(inputs) >= FAN and _publish(files, area, inputs, 1)
+
+
+def _fitting(files: Files, paths: Sequence[str]) -> list[str]:
+    """The first of them that fit in one bundle."""
+    room, found = LARGEST, []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            room -= files.size(path)
+            if room < 0:
+                break
+            found.append(path)
+    return found
+
+
+def _merge_tier(files: Files, area: Area) -> bool:
+    for tier, paths in sorted(_bundles(files, area).items()):
+        small = [path for path in paths if files.size(path) < LARGEST // FAN]
+        # An input of a bundle that is still there would be merged a second time.
+        settled = [
+            path for path in small if not any(_exists(files, name) for name in _inputs(files, path))
+        ]
+        if len(settled) >= FAN:
+            return _publish(files, area, settled[:FAN], min(tier + 1, 99))
+    return False
+
+
+def _publish(
+    files: Files,
+    area: Area,
+    inputs: Sequence[str],
+    tier: int,
+    keep: Callable[[str], bool] = lambda _: True,
+) -> bool:
+    """Publish a bundle of all task files in these files."""
+    sections: dict[str, bytes | np.ndarray] = {}
+    merged = []
+    for path in inputs:
+        with suppress(*_UNREADABLE):
+            found = {
+                f"{SECTION}{stem}": _checked(files, stem, file)
+                for stem, file in opened(files, path)
+                if keep(stem)
+            }
+            sections |= found
+            merged.append(path)
+    if not sections:
+        return False
+    made = image(files.token(), "archive", {"inputs": merged}, sections)
+    return publish(files, area, made, area.bundle(tier, made.token), durable=True)
+
+
+def _checked(files: Files, stem: str, file: OpenFile) -> np.ndarray:
+    """The bytes of a task file, none of whose sections is damaged."""
+    inner = Container(files, stem, "tasks", file=Window(file, file.path, 0, file.size))
+    for name in inner.sections:
+        inner.read(name)
+    return np.frombuffer(file.read(0, file.size), np.uint8)
