@@ -2,13 +2,17 @@
 
     Resources   one call's wishes, with defaults filled in
     Shape       the part of them that an agent must have free, as it stands in file names
+    Capacity    the most that agents of one kind can ever have free
+
+Wishes that no agent can grant are refused before anything is submitted: a task that
+nobody can run would wait for ever.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -33,13 +37,15 @@ class Shape(NamedTuple):
     exclusive: int = 0
 
     def __str__(self) -> str:
-        return f"c{self.cores}t{self.threads}g{self.gpus}m{self.memory}n{self.nodes}x{self.exclusive}"
+        ranks = f"c{self.cores}t{self.threads}g{self.gpus}"
+        return f"{ranks}m{self.memory}n{self.nodes}x{self.exclusive}"
 
 
 _SHAPE = re.compile(r"c(\d+)t(\d+)g(\d+)m(\d+)n(\d+)x(\d+)")
 
 
 def parse_shape(text: str) -> Shape | None:
+    """The shape in the name of a task file; None for anything else."""
     match = _SHAPE.fullmatch(text)
     return Shape(*map(int, match.groups())) if match else None
 
@@ -81,6 +87,7 @@ class Resources:
 
     @property
     def shape(self) -> Shape:
+        """What an agent must have free."""
         return Shape(
             self.cores,
             self.threads_per_core,
@@ -93,18 +100,6 @@ class Resources:
 
 VALID_KEYS = tuple(field.name for field in fields(Resources))
 
-_INTEGERS = {
-    "cores": (1, 4096),
-    "threads_per_core": (1, 4096),
-    "gpus_per_core": (0, 256),
-    "num_nodes": (1, 65535),
-    "priority": (0, 9999),
-    "retries": (0, 255),
-}
-_NUMBERS = ("memory_max", "run_time_max")
-_TEXTS = ("cwd", "cache_key", "error_log_file")
-_OPTIONAL = ("memory_max", "num_nodes", "run_time_max", "cwd", "cache_key", "error_log_file")
-
 
 def merged(base: Resources, wishes: Mapping[str, Any] | None) -> Resources:
     """``base`` with the keys of a resource dictionary in place of its own.
@@ -112,17 +107,24 @@ def merged(base: Resources, wishes: Mapping[str, Any] | None) -> Resources:
     Raises:
         ResourceError: an unknown key, or a value of the wrong type or out of range.
     """
-    if not wishes:
+    if wishes is None:
         return base
     if not isinstance(wishes, Mapping):
         raise ResourceError(
             "resource_dict is not a dictionary", type(wishes).__name__, 'For example {"cores": 2}'
         )
     for key, value in wishes.items():
-        if key not in VALID_KEYS:
+        if key not in _RULES:
             raise _unknown(key)
         _check(key, value)
-    return replace(base, **wishes)
+    found = replace(base, **wishes)
+    if found.cache == "off" and found.cache_key is not None:
+        raise ResourceError(
+            'cache_key with "cache": "off"',
+            repr(found.cache_key),
+            'Without a cache there is nothing to name. To replace a value: "cache": "refresh"',
+        )
+    return found
 
 
 def _unknown(key: object) -> ResourceError:
@@ -131,25 +133,96 @@ def _unknown(key: object) -> ResourceError:
     return ResourceError("Unknown resource", repr(key), f"{hint}Valid: {', '.join(VALID_KEYS)}")
 
 
+class _Rule(NamedTuple):
+    """What a value must be, in code and in words."""
+
+    holds: Callable[[Any], bool]
+    wanted: str
+    optional: bool = False
+
+
+def _integer(low: int, high: int, *, optional: bool = False) -> _Rule:
+    # bool is an int to Python, but `cores=True` is a mistake.
+    wanted = f"an integer from {low} to {high}"
+    return _Rule(lambda value: type(value) is int and low <= value <= high, wanted, optional)
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < float("inf")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and "\0" not in value
+
+
+_NUMBER = _Rule(_is_positive, "a number above 0", optional=True)
+_TEXT = _Rule(_is_text, "a string", optional=True)
+
+_RULES = {
+    "cores": _integer(1, 4096),
+    "threads_per_core": _integer(1, 4096),
+    "gpus_per_core": _integer(0, 256),
+    "num_nodes": _integer(1, 65535, optional=True),
+    "priority": _integer(0, 9999),
+    "retries": _integer(0, 255),
+    "memory_max": _NUMBER,
+    "run_time_max": _NUMBER,
+    "cwd": _TEXT,
+    "cache_key": _TEXT,
+    "error_log_file": _TEXT,
+    "exclusive": _Rule(lambda value: type(value) is bool, "True or False"),
+    "cache": _Rule(
+        lambda value: type(value) is str and value in CACHE_MODES,
+        f"one of {', '.join(map(repr, CACHE_MODES))}",
+    ),
+}
+
+
 def _check(key: str, value: Any) -> None:
-    if value is None and key in _OPTIONAL:
-        return
-    if key in _INTEGERS:
-        low, high = _INTEGERS[key]
-        if type(value) is not int or not low <= value <= high:
-            raise _wrong(key, value, f"an integer from {low} to {high}")
-    elif key in _NUMBERS:
-        if type(value) not in (int, float) or not 0 < value < float("inf"):
-            raise _wrong(key, value, "a number above 0")
-    elif key in _TEXTS:
-        if not isinstance(value, str) or not value or "\0" in value:
-            raise _wrong(key, value, "a string")
-    elif key == "exclusive":
-        if type(value) is not bool:
-            raise _wrong(key, value, "True or False")
-    elif value not in CACHE_MODES:
-        raise _wrong(key, value, f"one of {', '.join(map(repr, CACHE_MODES))}")
+    rule = _RULES[key]
+    if not (value is None and rule.optional) and not rule.holds(value):
+        raise ResourceError(f"Resource {key!r} must be {rule.wanted}", f"got {value!r}")
 
 
-def _wrong(key: str, value: object, wanted: str) -> ResourceError:
-    return ResourceError(f"Resource {key!r} must be {wanted}", f"got {value!r}")
+# -- what is there -----------------------------------------------------------------------
+
+
+class Capacity(NamedTuple):
+    """The most that one task can have, and what sets each limit.
+
+    Attributes:
+        cores: for ranks times threads.
+        cores_from: what the number comes from, as an error names it.
+        gpus: devices. memory: MB; 0 if not known. nodes: to spread ranks over.
+    """
+
+    cores: int
+    cores_from: str
+    gpus: int
+    memory: int
+    nodes: int = 1
+
+    def require(self, wanted: Resources) -> None:
+        """Refuse what can never be granted.
+
+        Raises:
+            ResourceError: it names the wish, the limit, and where the limit comes from.
+        """
+        shape = wanted.shape
+        cores, gpus = shape.cores * shape.threads, shape.cores * shape.gpus
+        if cores > self.cores:
+            asked = f"cores={shape.cores} with threads_per_core={shape.threads}"
+            raise _too_much("cores", cores, self.cores, f"{asked}; the limit is {self.cores_from}")
+        if gpus > self.gpus:
+            asked = f"gpus_per_core={shape.gpus} on {shape.cores} cores"
+            raise _too_much("GPUs", gpus, self.gpus, f"{asked}; the limit is what is visible here")
+        if self.memory and shape.memory > self.memory:
+            asked = f"memory_max={wanted.memory_max} GB; the limit is this host's memory"
+            raise _too_much("MB of memory", shape.memory, self.memory, asked)
+        if shape.nodes > self.nodes:
+            asked = f"num_nodes={shape.nodes}; the limit is this machine"
+            raise _too_much("nodes", shape.nodes, self.nodes, asked)
+
+
+def _too_much(what: str, wanted: int, limit: int, asked: str) -> ResourceError:
+    return ResourceError(f"A task wants {wanted} {what}, and there are {limit}", asked)
