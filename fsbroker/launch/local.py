@@ -7,28 +7,51 @@ what is pending and end when idle.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fsbroker.client.session import ClientSession
-from fsbroker.resources import Shape, parse_shape
+from fsbroker.errors import SpoolError
+from fsbroker.resources import Capacity, Shape, parse_shape
 from fsbroker.spool import presence
+from fsbroker.spool.files import explain
 from fsbroker.spool.spool import Spool
+
+if TYPE_CHECKING:
+    from fsbroker.client.session import ClientSession
 
 IDLE_TIMEOUT = 120.0
 """Seconds after which an agent without work ends."""
 FAILURES = 3
-"""Agents that end at once, with an error, one after the other, before the user is told."""
-PAUSE = 2.0
-"""Seconds between two such starts."""
+"""Agents that end soon, one after the other, before the user is told."""
+SOON = 10.0
+"""Seconds: an agent that lived longer was not stopped by how it was started."""
+PAUSE = 1.0
+"""Seconds between two starts when the one before failed."""
+LAST_WORDS = 800
+"""Characters of an agent's output that an error shows."""
+
+_NO_FAILURE = (0, 3)
+"""Exit codes of agents that were idle or told to end, or that somebody took for dead."""
+
+
+class _Started(NamedTuple):
+    process: subprocess.Popen[bytes]
+    log: str
+    at: float
 
 
 class LocalLauncher:
-    """Sees to it that ``agents`` agents of ``cores`` cores each run on this machine."""
+    """Sees to it that ``agents`` agents of ``cores`` cores each run on this machine.
+
+    Attributes:
+        capacity: the most that a task can ask of one of them.
+    """
 
     def __init__(
         self, spool: Spool, cores: int, agents: int = 1, idle_timeout: float = IDLE_TIMEOUT
@@ -37,25 +60,36 @@ class LocalLauncher:
         self._cores = cores
         self._agents = agents
         self._idle_timeout = idle_timeout
-        self._started: list[tuple[subprocess.Popen[bytes], str]] = []
+        self._gpus = visible_gpus()
+        self.capacity = Capacity(cores, f"max_workers={cores}", len(self._gpus), physical_memory())
+        self._started: list[_Started] = []
+        self._described: dict[str, dict[str, Any]] = {}
         self._failures = 0
+        self._last_words = ""
         self._last_start = 0.0
 
+    # -- the three verbs of a launcher ---------------------------------------------------
+
     def submit(self, cores: int | None = None) -> int:
-        """Start one agent; its pid."""
+        """Start one agent; its pid.
+
+        Raises:
+            SpoolError: its output cannot be kept in the spool.
+        """
         files, area, _ = self._spool
-        files.mkdir(f"{area.logs}/agents")
-        log = f"{files.root}/{area.logs}/agents/{files.token()}.log"
         command = [
             sys.executable,
             "-m",
             "fsbroker.agent",
             f"--spool={files.root}",
             f"--cores={cores or self._cores}",
+            f"--gpus={','.join(self._gpus)}",
+            f"--memory={self.capacity.memory}",
             f"--idle-timeout={self._idle_timeout}",
         ]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        output = os.open(log, flags, 0o600)
+        files.mkdir(f"{area.logs}/agents")
+        log = f"{files.root}/{area.logs}/agents/{files.token()}.log"
+        output = _create(log)
         try:
             process = subprocess.Popen(
                 command,
@@ -68,8 +102,8 @@ class LocalLauncher:
             )
         finally:
             os.close(output)
-        self._started.append((process, log))
         self._last_start = time.monotonic()
+        self._started.append(_Started(process, log, self._last_start))
         return process.pid
 
     def active(self, ids: Iterable[int]) -> set[int]:
@@ -84,29 +118,44 @@ class LocalLauncher:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
-    def ensure(self, session: ClientSession[Any], shapes: Iterable[str]) -> str | None:
-        """Start what is missing; a text if agents cannot be started."""
-        needed = max((_cores_of(shape) for shape in shapes), default=1)
-        cores = max(self._cores, needed)
+    # -- what the client's loop asks for -------------------------------------------------
+
+    def ensure(self, _: ClientSession[Any], shapes: Iterable[str]) -> str | None:
+        """Start what is missing; a text if agents cannot be started.
+
+        Raises:
+            SpoolError: the spool cannot be written, so agents end as soon as they start.
+        """
+        needed = self._needed(shapes)
+        if not needed:
+            return None
         self._reap()
         if self._failures >= FAILURES:
             self._failures = 0
-            return f"{FAILURES} agents ended at once; the last one said: {self._last_words}"
-        running = self._running(session, needed)
+            return self._explanation()
+        missing = self._agents - self._running(needed)
         pause = PAUSE if self._failures else 0.0
-        if running < self._agents and time.monotonic() - self._last_start >= pause:
-            for _ in range(self._agents - running):
-                self.submit(cores)
+        if missing > 0 and time.monotonic() - self._last_start >= pause:
+            for _number in range(missing):
+                self.submit(max(self._cores, needed))
         return None
 
-    def _running(self, session: ClientSession[Any], needed: int) -> int:
+    def _needed(self, shapes: Iterable[str]) -> int:
+        """Cores of the largest task that this machine can run; 0 if there is none.
+
+        What another session submitted may be larger than what this one would accept, and
+        larger than this machine: that waits for the agents it was meant for.
+        """
+        most = max(self._cores, available_cores())
+        sizes = [_cores_of(shape) for shape in shapes]
+        return max((size for size in sizes if size <= most), default=0)
+
+    def _running(self, needed: int) -> int:
         """Agents of this machine and interpreter with enough cores: seen, or just started."""
-        pids = {process.pid for process, _ in self._started}
-        for one in presence.listing(self._spool.files, self._spool.area):
-            described = presence.about(self._spool.files, self._spool.area, one)
+        pids = {one.process.pid for one in self._started}
+        for described in self._present():
             if (
-                described
-                and described.get("place") == "local"
+                described.get("place") == "local"
                 and described.get("python") == sys.executable
                 and described.get("cores", 0) >= needed
                 and presence.is_alive_process(described)
@@ -114,18 +163,82 @@ class LocalLauncher:
                 pids.add(described["pid"])
         return len(pids)
 
+    def _present(self) -> list[dict[str, Any]]:
+        """What the agents that are present say of themselves: it never changes, so read once."""
+        files, area, _ = self._spool
+        known, self._described = self._described, {}
+        for one in presence.listing(files, area):
+            described = known.get(one.agent) or presence.about(files, area, one)
+            if described:
+                self._described[one.agent] = described
+        return list(self._described.values())
+
     def _reap(self) -> None:
         for entry in list(self._started):
-            process, log = entry
-            code = process.poll()
+            code = entry.process.poll()
+            lived = time.monotonic() - entry.at
             if code is None:
+                if lived > SOON:
+                    self._failures = 0
                 continue
             self._started.remove(entry)
-            if code == 0:
+            if code in _NO_FAILURE or lived > SOON:
                 self._failures = 0
             else:
-                self._failures += code > 0
-                self._last_words = f"{_tail(log)} (exit code {code}, {log})"
+                self._failures += 1
+                self._last_words = f"{_tail(entry.log)}\n(exit code {code}, {entry.log})"
+
+    def _explanation(self) -> str:
+        self._probe()
+        return f"{FAILURES} agents ended as soon as they started. The last one said: " + (
+            self._last_words
+        )
+
+    def _probe(self) -> None:
+        """Where nothing can be written, agents cannot leave last words: find out here."""
+        files, area, _ = self._spool
+        path = area.temporary(files.token())
+        files.write_new(path, [bytes(4096)], sync=False)
+        files.unlink(path)
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def physical_memory() -> int:
+    """MB of this host; 0 if that cannot be told."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    except (ValueError, OSError):
+        return 0
+
+
+@lru_cache(1)
+def visible_gpus() -> tuple[str, ...]:
+    """Ids of the GPUs that a process of this machine may use."""
+    for name in ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"):
+        if name in os.environ:
+            ids = [each.strip() for each in os.environ[name].split(",")]
+            return tuple(each for each in ids if each and not each.startswith("-"))
+    try:
+        devices = os.listdir("/dev")
+    except OSError:
+        return ()
+    numbers = [match[1] for name in devices if (match := re.fullmatch(r"nvidia(\d+)", name))]
+    return tuple(sorted(numbers, key=int))
+
+
+def _create(path: str) -> int:
+    """A new file for an agent's output: a descriptor, which the agent inherits."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    try:
+        return os.open(path, flags, 0o600)
+    except OSError as error:
+        raise explain(error, path) or SpoolError(
+            f"Cannot write an agent's log ({error.strerror})", path
+        ) from error
 
 
 def _cores_of(shape: str) -> int:
@@ -134,12 +247,15 @@ def _cores_of(shape: str) -> int:
 
 
 def _tail(path: str) -> str:
-    with open(path, errors="replace") as file:
-        return file.read()[-500:].strip()
+    try:
+        with open(path, errors="replace") as file:
+            return file.read()[-LAST_WORDS:].strip() or "nothing"
+    except OSError as error:
+        return f"nothing that can be read ({error.strerror})"
 
 
 def _python_path() -> str:
     """So that the agent imports the fsbroker that this client runs."""
     here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    rest = os.environ.get("PYTHONPATH")
-    return f"{here}{os.pathsep}{rest}" if rest else here
+    rest = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return os.pathsep.join([here, *map(os.path.abspath, rest)])

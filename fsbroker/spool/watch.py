@@ -7,6 +7,7 @@ watches left, nobody tells: the loop then polls, at first often and then ever le
 
 from __future__ import annotations
 
+import errno
 import os
 import warnings
 from collections.abc import Callable
@@ -14,6 +15,13 @@ from typing import Any, Protocol
 
 LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "overlay", "ramfs"}
 """File systems whose changes all pass through this kernel."""
+
+_USED_UP = (errno.ENOSPC, errno.EMFILE, errno.ENFILE)
+"""What inotify answers when a user has all the watches, or instances, that he may have."""
+_CURE = (
+    " The kernel's limits are in /proc/sys/fs/inotify: ask for a higher max_user_watches or "
+    "max_user_instances."
+)
 
 FIRST_DELAY = 0.01
 LAST_DELAY = 5.0
@@ -65,8 +73,12 @@ class Watchdog:
         from watchdog.observers import Observer
 
         class Handler(FileSystemEventHandler):
-            def on_any_event(self, _: Any) -> None:
+            """Names that come and go; not who opens and reads files, or we wake ourselves."""
+
+            def on_created(self, _: Any) -> None:
                 wake()
+
+            on_moved = on_deleted = on_created
 
         self._observer = Observer()
         self._observer.daemon = True
@@ -95,13 +107,9 @@ def watch(directory: str, wake: Callable[[], None], method: str = "auto") -> Wat
     try:
         return Watchdog(directory, wake)
     except OSError as error:
-        warnings.warn(
-            f"fsbroker cannot watch {directory} ({error}) and polls instead. The kernel's limits "
-            "are in /proc/sys/fs/inotify: ask for a higher max_user_watches or "
-            "max_user_instances.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        cure = _CURE if error.errno in _USED_UP else ""
+        what = f"fsbroker cannot watch {directory} ({error}) and polls instead.{cure}"
+        warnings.warn(what, RuntimeWarning, stacklevel=2)
         return Polling()
 
 
