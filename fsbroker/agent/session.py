@@ -138,7 +138,8 @@ class AgentSession:
         fold = live.log.fold
         if fold.next and not thorough and State.READY not in fold.state:
             return None
-        if not want(live, fold.rows_in(State.READY) if fold.next else (0,)):
+        # Without ready rows as far as was read: in case that there are some by now.
+        if not want(live, (fold.next and fold.rows_in(State.READY)) or (0,)):
             return None
         lock = self._files.try_lock(self._area.lock(live.stem))
         if lock is None and not self._patience_is_over(live.stem):

@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from queue import Empty, SimpleQueue
@@ -128,7 +129,11 @@ class ClientLoop:
             return
         done = threading.Event()
         self.put(_Flush(done))  # type: ignore[arg-type]
-        done.wait(timeout)
+        until = time.monotonic() + timeout
+        # A thread that is just ending answers no more: everything is in the spool then.
+        while self.thread is not None and time.monotonic() < until:
+            if done.wait(0.05):
+                return
 
     def _is_idle(self) -> bool:
         return not self._open and self._outbox.empty()
