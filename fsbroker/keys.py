@@ -237,18 +237,43 @@ class Function:
     def _canonical(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any], foreign: pickling.Foreign | None
     ) -> bytes:
-        """The arguments in the order of the parameters: as text if they are flat.
+        """The arguments in the order of the parameters: as text if they are simple.
 
         No digest starts with the "[" of the text: it comes after a zero byte.
         """
         bound = self._shape.bind(args, kwargs) if self._shape is not None else None
-        if bound is not None and not (bound.extra or bound.keywords):
-            text = plain.flat_text(bound.values)
+        canon = _Canon(foreign=foreign)
+        if bound is not None and not (bound.absent or bound.extra or bound.keywords):
+            text = _simple_text(canon.filled(bound.values))
             if text is not None:
                 return text.encode("ascii")
-        canon = _Canon(foreign=foreign)
         with _refusing("the arguments"):
             return b"\0" + canon.digest((*bound,) if bound else ("call", args, dict(kwargs)))
+
+
+def _simple_text(values: Sequence[Any]) -> str | None:
+    """The text of atoms, of lists and tuples of atoms, and of dicts of them with str keys.
+
+    For atoms alone it is the text of the payload, so that the fast path needs no other. It
+    depends on the values only, by whatever way they came: else one call had two keys.
+    """
+    parts = [_simple_part(value) for value in values]
+    return None if None in parts else f"[{','.join(parts)}]"  # type: ignore[arg-type]
+
+
+def _simple_part(value: Any) -> str | None:
+    kind = type(value)
+    if kind is dict:
+        if not {str}.issuperset(map(type, value)):
+            return None
+        names = sorted(value)
+        texts = plain.flat_text(names), plain.flat_text([value[name] for name in names])
+        return None if None in texts else f"{{{texts[0]}{texts[1]}}}"
+    if kind is list or kind is tuple:
+        text = plain.flat_text(value)
+        return text if text is None or kind is list else f"({text[1:-1]})"
+    text = plain.flat_text((value,))
+    return text if text is None else text[1:-1]
 
 
 def _named(cache_key: str) -> bytes:
@@ -642,6 +667,8 @@ class _Canon:
 
     def value(self, obj: Any) -> None:
         """Write any object: atoms at once, code by number, the rest by the digest of its parts."""
+        if self._foreign:
+            obj = self._stand_in(obj)
         atom = _ATOMS.get(type(obj))
         if atom is not None:
             self._update(atom(obj))
@@ -691,7 +718,7 @@ class _Canon:
 
     def _sequence(self, obj: Sequence[Any]) -> None:
         self._put_text(b"seq", type(obj).__name__, str(len(obj)))
-        text = plain.flat_text(obj)
+        text = plain.flat_text(self._filled(obj) if self._foreign else obj)
         if text is not None:
             self._put(b"flat", text.encode("ascii"))
             return
@@ -717,18 +744,32 @@ class _Canon:
 
     def _alone(self, obj: Any) -> bytes:
         """The digest of an item whose place among the others it decides."""
+        obj = self._stand_in(obj)
         atom = _ATOMS.get(type(obj))
         if atom is not None:
             return atom(obj)
         return _Canon(foreign=self._foreign, absent=self._absent).digest(obj)
+
+    def filled(self, values: Sequence[Any]) -> Sequence[Any]:
+        """The values, with those of foreign futures, as deep as `_simple_text` looks."""
+        return list(map(self._filled, values)) if self._foreign else values
+
+    def _filled(self, value: Any) -> Any:
+        value = self._stand_in(value)
+        if type(value) is dict:
+            return {name: self._stand_in(part) for name, part in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(map(self._stand_in, value))
+        return value
+
+    def _stand_in(self, obj: Any) -> Any:
+        return self._foreign.get(id(obj), obj) if isinstance(obj, Future) else obj
 
     def _future(self, obj: Future[Any]) -> None:
         found = pickling.dependency_of(obj)
         if found is not None:
             self._put(b"value of", found.key)
             self._sequence(found.selector)
-        elif id(obj) in self._foreign:
-            self.value(self._foreign[id(obj)])
         else:
             raise _NotCanonical(obj, "a future of another executor")
 
@@ -992,6 +1033,8 @@ class _Canon:
             self._source(name)
         elif home.is_own or name in self._absent:
             self._put_text(b"import", name, "missing")
+            if self._guards is not None:  # it may come
+                self._guards.sources.append((name, _source_digest(name)))
         else:
             self._put_text(b"import", name, home.label)
 
