@@ -15,6 +15,7 @@ import selectors
 import signal
 import tempfile
 import time
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -42,7 +43,7 @@ LOOK_AFTER_EVERY = 1.0
 """Seconds between looks at other agents, requests to cancel, and time limits."""
 GATHER = 0.01
 """Seconds between result files while more results are coming."""
-UNIT_TIME = 0.05
+UNIT_TIME = 0.02
 """Seconds of work that a worker is given in one piece, and has in reserve."""
 CLAIM_TIME = 0.3
 """Seconds of work for each worker in one claim."""
@@ -236,7 +237,7 @@ class Agent:
 
         Enough to keep the free workers busy for a moment, as far as it is known how long
         this function takes; one for each of them while it is not known. Never more than a
-        fair share of what is left.
+        fair share of what is left, but for what is not worth a claim.
         """
         shape = parse_shape(live.name.shape)
         if shape is None or not self._slots.could_fit(shape):
@@ -246,9 +247,17 @@ class Agent:
         if duration is None or duration > UNIT_TIME:
             return room - len(self._units)
         workers = max(room, len(self._crew.of(shape)))
-        agents = 1 + len(list(self.session.results.present()))
-        fair = -(-len(ready) // (2 * agents)) if len(ready) > 2 * workers else len(ready)
-        return min(max(fair, workers), int(workers * CLAIM_TIME / duration) + 1)
+        least = int(workers * UNIT_TIME / duration) + 1
+        most = int(workers * CLAIM_TIME / duration) + 1
+        return min(most, max(least, self._fair_share(live, len(ready))))
+
+    def _fair_share(self, live: LiveFile, ready: int) -> int:
+        """Half of what would be this agent's part of all that is left; all if it is alone."""
+        agents = len(self.session.results.present())
+        if agents <= 1:
+            return ready
+        others = sum(one.name.rows for one in self.session.live if one.stem > live.stem)
+        return -(-(ready + others) // (2 * agents))
 
     def _unit_size(self, live: LiveFile, rows: Sequence[int]) -> int:
         if not rows:
@@ -460,6 +469,7 @@ class Agent:
         self._cancel_running()
         recovered = self.session.recover()
         if self._crew.busy() or self._units:
+            self.session.resolve()
             self._last_work = now
             return
         tidied = self.session.tidy()
@@ -496,8 +506,8 @@ def _without(unit: Unit, live: LiveFile, row: int) -> Unit:
     return Unit(live, [one for one in unit.rows if one != row], unit.simple)
 
 
-def _doubles(data: bytes) -> memoryview:
-    return memoryview(data).cast("d")
+def _doubles(data: bytes) -> array[float]:
+    return array("d", data)
 
 
 def _append_error(path: str, function: str, error: dict[str, str]) -> None:

@@ -274,7 +274,7 @@ class AgentSession:
             found = self.results.find(key)
         if found is None or found.status != Status.DONE:
             return None
-        return self.results.file(found.place.path).value(found.place.index)
+        return self.results.file(found.place.path).value(found.place.row)
 
     # -- dependencies --------------------------------------------------------------------
 
@@ -285,9 +285,9 @@ class AgentSession:
             thorough: also look for dependencies that were cancelled or do not exist.
         """
         files = [live for live in self.live if live.name.waiting]
-        if not files:
-            return False
-        news = {key for file in self.results.poll(deep=thorough) for key in file.keys}
+        if files:
+            self.results.poll(deep=thorough)
+        news = {key for file in self.results.news() if files for key in file.keys}
         found = False
         for live in files:
             try:

@@ -416,7 +416,7 @@ class ClientLoop:
     def _deliver_found(self, found: Sequence[tuple[Future, Found]]) -> None:
         files: dict[str, list[tuple[int, Future]]] = {}
         for future, where in found:
-            files.setdefault(where.place.path, []).append((where.place.index, future))
+            files.setdefault(where.place.path, []).append((where.place.row, future))
         for path, tickets in files.items():
             self._deliver(self._session.results.file(path), tickets)
 

@@ -9,7 +9,7 @@ The executor's thread (`loop.py`) drives it; the simulation does so without one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from fsbroker.spool import taskfile
 from fsbroker.spool.index import Found, Results
 from fsbroker.spool.layout import Stem
 from fsbroker.spool.live import LiveFile, LiveFiles, give_birth
-from fsbroker.spool.log import Kind, Retired, State, ranges_of
+from fsbroker.spool.log import OPEN, Kind, Log, Range, Retired, State, fitting, ranges_of, rows_of
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import Limits, TaskRow
@@ -67,19 +67,30 @@ class Checked(NamedTuple, Generic[Ticket]):
     lost: list[Ticket]
 
 
+def _ignore(*_: Any) -> None:
+    pass
+
+
 class ClientSession(Generic[Ticket]):
     """One client in one area.
 
     Args:
         key_of: the key of a ticket.
+        moved: told when a ticket is bound to another row than that it was published with.
 
     Attributes:
         ident: what its records in logs are signed with.
         live, results: what it knows of the spool.
     """
 
-    def __init__(self, spool: Spool, key_of: Callable[[Ticket], bytes]) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        key_of: Callable[[Ticket], bytes],
+        moved: Callable[[Ticket, str, int], None] = _ignore,
+    ) -> None:
         self._key_of = key_of
+        self._moved = moved
         self._files, self._area, self._durable = spool
         self.ident: str = self._files.token()
         self.live = LiveFiles(self._files, self._area)
@@ -153,18 +164,27 @@ class ClientSession(Generic[Ticket]):
         mine = self.live.get(stem)
         if not others or mine is None:
             return
+        targets: dict[int, tuple[str, int]] = {}
+        rows = {key: row for row, key in enumerate(keys)}
         for key, places in self.live.holding(keys).items():
             older = [(live, row) for live, row in places if live.stem < stem]
             running = self._running(key, older) if older else None
-            if running is None:
-                continue
-            own_row = keys.index(key)
+            if running is not None:
+                targets[rows[key]] = running
+        for first, end in _runs(targets):
             with suppress(Retired, FileNotFoundError):
-                mine.log.refresh()
-                about = f"{running[0]} {running[1]}"
-                appended = mine.log.append(Kind.ALIAS, self.ident, ranges_of([own_row]), about)
-                if appended and mine.log.fold.state[own_row] == State.ALIASED:
-                    self._rebind(stem, own_row, running)
+                self._append_alias(mine, first, end, targets[first])
+
+    def _append_alias(self, mine: LiveFile, first: int, end: int, target: tuple[str, int]) -> None:
+        """Rows that follow each other stand for rows that do so, too: one record says it."""
+        stem, number = target
+        appended = False
+        while not appended:
+            mine.log.refresh()
+            appended = mine.log.append(Kind.ALIAS, self.ident, [(first, end)], f"{stem} {number}")
+        for row in range(first, end):
+            if mine.log.fold.state[row] == State.ALIASED:
+                self._rebind(mine.stem, row, mine.log.fold.aliases[row])
 
     def _rebind(self, stem: str, row: int, target: tuple[str, int]) -> None:
         tickets = self._bound[stem]
@@ -175,6 +195,7 @@ class ClientSession(Generic[Ticket]):
             del tickets[row]
         if ticket is not None:
             self.bind(target, ticket)
+            self._moved(ticket, *target)
 
     def bind(self, row: tuple[str, int], ticket: Ticket) -> None:
         """Want the outcome of a row that exists already (`look_up`)."""
@@ -185,7 +206,8 @@ class ClientSession(Generic[Ticket]):
 
     def poll(self, *, deep: bool = False) -> Iterator[Ended[Ticket]]:
         """Tickets whose rows have ended since the last poll."""
-        for file in self.results.poll(deep=deep):
+        self.results.poll(deep=deep)
+        for file in self.results.news():
             tickets = self._take(file)
             if tickets:
                 yield Ended(file, tickets)
@@ -223,14 +245,13 @@ class ClientSession(Generic[Ticket]):
         ended = list(self.poll(deep=True))
         elsewhere: list[tuple[Ticket, Found]] = []
         lost: list[Ticket] = []
-        for stem in list(self._bound):
-            rows = self._open_rows(stem)
-            if not rows:
+        for stem, tickets in list(self._bound.items()):
+            if not any(tickets.values() if isinstance(tickets, dict) else tickets):
                 del self._bound[stem]
             elif stem not in missing:
-                self._follow_aliases(stem, rows)
+                self._follow_aliases(stem)
             else:
-                found, gone = self._follow_key(rows, sure=stem in self._missing)
+                found, gone = self._follow_key(self._open_rows(stem), sure=stem in self._missing)
                 elsewhere += found
                 lost += gone
         self._missing = missing
@@ -258,42 +279,57 @@ class ClientSession(Generic[Ticket]):
                 lost.append(ticket)
         return elsewhere, lost
 
-    def unbind(self, ticket: Ticket) -> None:
+    def unbind(self, stem: str, row: int, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more."""
-        for tickets in self._bound.values():
-            if isinstance(tickets, dict):
-                for row in [row for row, one in tickets.items() if one is ticket]:
-                    del tickets[row]
-            elif ticket in tickets:
-                tickets[tickets.index(ticket)] = None
+        tickets = self._bound.get(stem)
+        if isinstance(tickets, dict):
+            if tickets.get(row) is ticket:
+                del tickets[row]
+        elif tickets is not None and tickets[row] is ticket:
+            tickets[row] = None
 
-    def _follow_aliases(self, stem: str, rows: dict[int, Ticket]) -> None:
+    def _follow_aliases(self, stem: str) -> None:
         """Somebody left a row, to which we attached in that moment, to an older one."""
-        live = self.live.get(stem)
-        if live is None or isinstance(self._bound[stem], list):
+        live, tickets = self.live.get(stem), self._bound[stem]
+        if live is None or isinstance(tickets, list):
             return
         with suppress(Retired, FileNotFoundError):
             live.log.refresh()
             for row, target in live.log.fold.aliases.items():
-                if row in rows:
+                if row in tickets:
                     self._rebind(stem, row, target)
 
     # -- cancelling ----------------------------------------------------------------------
 
     def cancel(self, stem: str, row: int) -> bool:
         """Make sure that a row never runs; False if it was claimed before, or has ended."""
-        self.live.poll()
+        return row in self.cancel_rows(stem, [row])
+
+    def cancel_rows(self, stem: str, rows: Sequence[int]) -> set[int]:
+        """Make sure that rows never run: those for which that was in time."""
         live = self.live.get(stem)
         if live is None:
-            return False
+            self.live.poll()
+            live = self.live.get(stem)
+        if live is None:
+            return set()
+        log = live.log
         try:
-            live.log.refresh()
-            while live.log.fold.state[row] in (State.WAITING, State.READY):
-                if not live.log.append(Kind.CANCEL, self.ident, ranges_of([row])):
-                    live.log.refresh()
+            # What was folded before may be old: then the number of the record is taken.
+            left = self._open_of(log, rows)
+            while left:
+                part = fitting(ranges_of(left))
+                if log.append(Kind.CANCEL, self.ident, part):
+                    left = left[len(list(rows_of(part))) :]
+                else:
+                    log.refresh()
+                    left = self._open_of(log, left)
         except (Retired, FileNotFoundError):
-            return False
-        return row in live.log.fold.cancelled
+            return set()
+        return log.fold.cancelled.intersection(rows)
+
+    def _open_of(self, log: Log, rows: Sequence[int]) -> list[int]:
+        return sorted(row for row in rows if log.fold.state[row] in OPEN)
 
     def state(self, stem: str, row: int) -> State | None:
         """Where a row stands; None if its file has ended."""
@@ -308,3 +344,28 @@ class ClientSession(Generic[Ticket]):
         except (Retired, FileNotFoundError):
             return None
         return State(live.log.fold.state[row])
+
+    def descriptor(self, stem: str, row: int) -> bytes | None:
+        """What the key of a row was made from; None if its file is not there."""
+        live = self.live.get(stem)
+        if live is None:
+            return None
+        try:
+            return bytes(live.file.rows["descriptor"][row].tobytes())
+        except FileNotFoundError:
+            return None
+
+
+def _runs(targets: Mapping[int, tuple[str, int]]) -> Iterator[Range]:
+    """Rows as ranges within which their targets follow each other as they do."""
+    first = end = None
+    for row in sorted(targets):
+        stem, number = targets[row]
+        if end == row and targets[row - 1] == (stem, number - 1):
+            end += 1
+            continue
+        if first is not None and end is not None:
+            yield first, end
+        first, end = row, row + 1
+    if first is not None and end is not None:
+        yield first, end

@@ -11,7 +11,7 @@ has left one place is found in the next one. The other way round both could be m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ class Place(NamedTuple):
     """Where an outcome stands: a result file or pack, and the row in it."""
 
     path: str
-    index: int
+    row: int
 
 
 class Found(NamedTuple):
@@ -94,6 +94,7 @@ class Results:
         self._fresh: dict[bytes, int] = {}
         self._more: dict[bytes, list[int]] = {}
         self._packs: dict[str, _Pack] = {}
+        self._news: list[ResultFile] = []
         self._open: dict[str, ResultFile] = {}
         self._ended: dict[str, bytearray] = {}
         self._looked = False
@@ -101,31 +102,34 @@ class Results:
 
     # -- news ----------------------------------------------------------------------------
 
-    def poll(self, *, deep: bool = False) -> list[ResultFile]:
-        """The result files and packs that were not there before."""
+    def news(self) -> list[ResultFile]:
+        """The result files and packs that polls have found since this was last asked."""
+        found, self._news = self._news, []
+        return found
+
+    def poll(self, *, deep: bool = False) -> None:
+        """Look for new results. Whoever asked for it, what it finds is `news` once."""
         present = {presence.agent: presence for presence in listing(self._files, self._area)}
         gone = self._present.keys() - present.keys()
         self._present = present
-        news: list[ResultFile] = []
         missed = False
         for presence in present.values():
             state = self._streams.setdefault(presence.agent, _StreamState())
             if presence.published > state.next:
-                missed |= self._read(presence.agent, presence.published, news)
+                missed |= self._read(presence.agent, presence.published)
         for agent in gone:
-            missed |= self._read(agent, 0, news)
+            missed |= self._read(agent, 0)
         if deep or missed or not self._looked:
-            self._read_unlisted(news)
-            news += self._new_packs()
+            self._read_unlisted()
+            self._read_packs()
             self._looked = True
-        return news
 
-    def _read_unlisted(self, news: list[ResultFile]) -> None:
+    def _read_unlisted(self) -> None:
         for agent in self._files.names(self._area.results):
             if is_agent(agent) and not self._streams.setdefault(agent, _StreamState()).closed:
-                self._read(agent, 0, news)
+                self._read(agent, 0)
 
-    def _read(self, agent: str, published: int, news: list[ResultFile]) -> bool:
+    def _read(self, agent: str, published: int) -> bool:
         """Read a stream on; True if a part of it has gone into a pack before it was seen."""
         state = self._streams.setdefault(agent, _StreamState())
         if state.closed:
@@ -136,7 +140,7 @@ class Results:
         for number in new:
             file = self._result(agent, number, last=number == numbers[-1])
             if file is not None:
-                news.append(file)
+                self._news.append(file)
                 self._index(file)
             missed |= number > state.next
             state.next = number + 1
@@ -169,7 +173,7 @@ class Results:
                 file = ResultFile(self._files, path)  # damaged only if it is so twice
         self._open[path] = file
         if len(self._open) > OPEN_FILES:
-            self._open.pop(next(iter(self._open))).close()
+            del self._open[next(iter(self._open))]  # closed when nobody reads it any more
         return file
 
     def _index(self, file: ResultFile) -> None:
@@ -205,12 +209,11 @@ class Results:
         found = [divmod(place, MAX_ROWS_READ) for place in (first, *self._more.get(key, ()))]
         return [Place(self._paths[number], index) for number, index in found]
 
-    def _new_packs(self) -> list[ResultFile]:
+    def _read_packs(self) -> None:
         names = self._files.names(self._area.packs)
         paths = {f"{self._area.packs}/{name}" for name in names if parse_pack(name) is not None}
         for path in self._packs.keys() - paths:
             del self._packs[path]
-        news = []
         for path in sorted(paths - self._packs.keys() - self.damaged.keys()):
             try:
                 file = self._opened(path)
@@ -224,8 +227,7 @@ class Results:
             for number, stem in enumerate(file.files):
                 if stem in self._ended:
                     self._mark_ended(stem, file.rows[file.rows["file"] == number])
-            news.append(file)
-        return news
+            self._news.append(file)
 
     def _forget_packed(self, pack: ResultFile) -> None:
         """Look-ups will find these rows in the pack: the memory for them is free again."""
@@ -308,13 +310,13 @@ class Results:
                 yield self._found(Place(pack.path, index))
 
     def _found(self, place: Place) -> Found:
-        row = self._opened(place.path).rows[place.index]
+        row = self._opened(place.path).rows[place.row]
         return Found(place, int(row["status"]), int(row["round"]), row["descriptor"].tobytes())
 
     def _restart(self) -> None:
         """A file went into a pack: forget what is gone, and look at the packs again."""
         self._drop({path for path in self._paths if not self._is_there(path)})
-        self._new_packs()
+        self._read_packs()
 
     def _is_there(self, path: str) -> bool:
         try:
@@ -331,6 +333,6 @@ class Results:
         """
         return self._opened(path)
 
-    def present(self) -> Iterable[Presence]:
+    def present(self) -> list[Presence]:
         """The agents that the last poll saw."""
-        return self._present.values()
+        return list(self._present.values())
