@@ -240,13 +240,17 @@ class AgentSession:
         Raises:
             Sealed: this agent was taken for dead; its outcomes are void.
         """
-        stems = {outcome.stem for outcome in outcomes}
-        if self._durable:
-            for stem in stems:
-                with suppress(Retired):
-                    self._claimed[stem].log.sync()
         made = streams.build(self._files.token(), outcomes, self._origin)
-        self._stream.publish(made, durable=self._durable)
+        # A power loss must not keep an outcome and lose the claim of its row (rule 2).
+        logs = [self._claimed[stem].log for stem in {outcome.stem for outcome in outcomes}]
+        logs = [log for log in logs if log.unsynced]
+        try:
+            self._stream.publish(made, durable=self._durable, first=[log.path for log in logs])
+        except FileNotFoundError:
+            self._check_sealed()  # a log may be gone: others have ended its task file
+            raise
+        for log in logs:
+            log.unsynced = False
         for stem, row in _rows(outcomes):
             self.held[stem].discard(row)
             self._published.setdefault(stem, set()).add(row)

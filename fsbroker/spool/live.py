@@ -28,10 +28,9 @@ from fsbroker.task import KEY_BYTES
 def give_birth(files: Files, area: Area, stem: Stem, made: Image, *, durable: bool) -> None:
     """Publish a task file. The name holds a random token, so it is free."""
     files.mkdir(area.log(str(stem)))
-    if durable:
-        # A task file that outlived its log would be taken for retired.
-        files.sync_directory(area.claims)
-    if not publish(files, area, made, area.task_file(str(stem)), durable=durable):
+    # A task file that outlived its log would be taken for retired.
+    first = [area.claims]
+    if not publish(files, area, made, area.task_file(str(stem)), durable=durable, first=first):
         raise FileRefused("The name of a new task file is taken", area.task_file(str(stem)))
 
 

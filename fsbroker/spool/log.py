@@ -50,7 +50,10 @@ class Kind(enum.Enum):
     CANCEL = "cancel"
     """They shall never run."""
     ALIAS = "alias"
-    """Another live row, ``about`` = "<stem> <row>", has the same key and will run."""
+    """Another live row, ``about`` = "<stem> <row>", has the same key and will run.
+
+    Of several rows it is the first that ``about`` names; the others follow as theirs do.
+    """
     LOST = "lost"
     """Their outcome cannot be read any more: run them again."""
     RETIRE = "retire"
@@ -240,7 +243,7 @@ class Fold:
         for row in rows_of(record.rows):
             if self.state[row] in OPEN:
                 self.state[row] = State.ALIASED
-                self.aliases[row] = (stem, int(target))
+                self.aliases[row] = (stem, int(target) + row - record.rows[0][0])
 
     def _lost(self, record: Record) -> None:
         generation = int(record.about.partition(" ")[0])
@@ -311,13 +314,14 @@ class Log:
 
     Attributes:
         fold: of the records read so far.
+        path: its directory.
         unsynced: own records were appended since the log was last made durable.
     """
 
     def __init__(self, files: Files, area: Area, stem: str, fold: Fold) -> None:
         self._files = files
         self._area = area
-        self._path = area.log(stem)
+        self.path = area.log(stem)
         self.stem = stem
         self.fold = fold
         self.unsynced = False
@@ -341,7 +345,7 @@ class Log:
 
     def _numbers(self) -> set[int]:
         try:
-            names = self._files.names(self._path)
+            names = self._files.names(self.path)
         except FileNotFoundError:
             raise Retired(self.stem) from None
         return {number for name in names if (number := parse_record(name)) is not None}
@@ -438,7 +442,7 @@ class Log:
         """Make own records durable: to be done before outcomes of claimed rows are linked."""
         if self.unsynced:
             try:
-                self._files.sync_directory(self._path)
+                self._files.sync_directory(self.path)
             except FileNotFoundError:
                 raise Retired(self.stem) from None
             self.unsynced = False

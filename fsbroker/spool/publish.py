@@ -1,6 +1,7 @@
 """Giving a file its final name: once, whole, and for ever (rule 1).
 
-    write tmp/<token>, fsync -> link to the final name -> unlink tmp -> fsync directory
+    write tmp/<token>, fsync -> fsync what must be there before -> link to the final name
+    -> unlink tmp -> fsync directory
 
 `link` never replaces. Over a network its reply may lie, so after an error the final
 name is opened and the random token inside compared: ours means that it was done.
@@ -9,6 +10,7 @@ name is opened and the random token inside compared: ours means that it was done
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from contextlib import suppress
 
 from fsbroker.errors import SpoolError
@@ -19,17 +21,27 @@ from fsbroker.spool.layout import Area
 ATTEMPTS = 5
 
 
-def publish(files: Files, area: Area, image: Image, path: str, *, durable: bool) -> bool:
+def publish(
+    files: Files,
+    area: Area,
+    image: Image,
+    path: str,
+    *,
+    durable: bool,
+    first: Sequence[str] = (),
+) -> bool:
     """Give ``image`` the name ``path``; False if another file has it.
 
     Args:
         durable: survive a power loss from the moment this returns.
+        first: directories whose names must be durable before this one is visible. They
+            are synced behind the file, when a journal has written them already.
 
     Raises:
         SpoolFull, SpoolUnwritable, OSError: nothing was published.
     """
     temporary = area.temporary(image.token)
-    done = _linked(files, temporary, image, path, durable)
+    done = _linked(files, temporary, image, path, first if durable else None)
     with suppress(OSError, SpoolError):
         files.unlink(temporary)
     if durable and done:
@@ -37,15 +49,19 @@ def publish(files: Files, area: Area, image: Image, path: str, *, durable: bool)
     return done
 
 
-def _linked(files: Files, temporary: str, image: Image, path: str, durable: bool) -> bool:
+def _linked(
+    files: Files, temporary: str, image: Image, path: str, first: Sequence[str] | None
+) -> bool:
     """Write and link. A temporary file that somebody swept meanwhile is written again."""
     last: OSError | None = None
     written = False
     for _ in range(ATTEMPTS):
         try:
             if not written:
-                files.write_new(temporary, image.chunks, sync=durable)
+                files.write_new(temporary, image.chunks, sync=first is not None)
                 written = True
+                for directory in first or ():
+                    files.sync_directory(directory)
             files.link(temporary, path)
             return True
         except OSError as error:

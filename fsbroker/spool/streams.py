@@ -246,14 +246,14 @@ class Stream:
         self._files.mkdir(self._area.stream(self.agent))
         self._files.sync_directory(self._area.results)
 
-    def publish(self, made: Image, *, durable: bool) -> None:
-        """Publish under the next number.
+    def publish(self, made: Image, *, durable: bool, first: Sequence[str] = ()) -> None:
+        """Publish under the next number; ``first`` as in `publish.publish`.
 
         Raises:
             Sealed: the number holds a seal; nothing of this agent will be published again.
         """
         path = self._area.stream_file(self.agent, self.next)
-        if not publish(self._files, self._area, made, path, durable=durable):
+        if not publish(self._files, self._area, made, path, durable=durable, first=first):
             raise Sealed(self.agent)
         self.next += 1
 
