@@ -1,6 +1,6 @@
 """The workers of an agent, and which rows each of them has.
 
-    assign -> Assignment (rows numbered for one worker) -> reports -> Outcome or Bulk
+assign -> Assignment (rows numbered for one worker) -> reports -> Outcome or Bulk
 """
 
 from __future__ import annotations
@@ -121,9 +121,7 @@ class Member:
 
     def take_all(self) -> list[Unit]:
         """Everything that has not been reported."""
-        units = [
-            Unit(one.unit.live, one.left(), one.unit.simple) for one in self._assignments
-        ]
+        units = [Unit(one.unit.live, one.left(), one.unit.simple) for one in self._assignments]
         self._assignments.clear()
         return units
 
@@ -143,9 +141,7 @@ def _slices(assignment: Assignment) -> Iterator[Slice]:
         start = end
 
 
-def _calls(
-    assignment: Assignment, value: Callable[[bytes], object]
-) -> Iterator[Call | Forget]:
+def _calls(assignment: Assignment, value: Callable[[bytes], object]) -> Iterator[Call | Forget]:
     """Rows one by one, with what fills their dependencies."""
     file, rows = assignment.unit.live.file, assignment.unit.rows
     numbers = {row: assignment.base + at for at, row in enumerate(rows)}
@@ -166,19 +162,21 @@ def _calls(
 
 def units_of(live: LiveFile, rows: Sequence[int], size: int) -> Iterator[Unit]:
     """Claimed rows in pieces that one worker runs: at most ``size`` simple rows, or a chain."""
-    simple = live.file.simple
-    others = [row for row in rows if not simple[row]]
-    for first, end in ranges_of(row for row in rows if simple[row]):
+    chains = [
+        chain for chain in _chains(live, rows) if len(chain) > 1 or not live.file.simple[chain[0]]
+    ]
+    chained = {row for chain in chains for row in chain}
+    for first, end in ranges_of(row for row in rows if row not in chained):
         for start in range(first, end, size):
             yield Unit(live, range(start, min(end, start + size)), True)
-    for chain in _chains(live, others):
+    for chain in chains:
         yield Unit(live, chain, False)
 
 
 def _chains(live: LiveFile, rows: Sequence[int]) -> Iterable[list[int]]:
-    """Rows that wait for one another belong together."""
+    """Rows that wait for one another belong together; simple rows may be left out."""
     if not live.name.waiting:
-        return ([row] for row in rows)
+        return ([row] for row in rows if not live.file.simple[row])
     chain_of: dict[int, list[int]] = {}
     for row in rows:
         parents = [own for _, own in live.file.dependencies(row) if own in chain_of]
@@ -284,7 +282,6 @@ class Crew:
 
     def busy(self) -> bool:
         return any(member.rows_left() for member in self.members)
-
 
 
 def _worker(settings: Settings, ranks: int) -> Worker:

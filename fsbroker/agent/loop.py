@@ -332,12 +332,10 @@ class Agent:
 
     def _ended(self, member: Member, message: Ended) -> None:
         live, (row,) = member.report(message)
-        if message.error is not None and "stale" in message.error:
-            if (live.stem, row) not in self._fresh_tried:
-                self._fresh_tried.add((live.stem, row))
-                self._units.appendleft(Unit(live, [row], False))
-                member.worker.stop()
-                return
+        if self._deserves_fresh_worker(live, row, message):
+            self._units.appendleft(Unit(live, [row], False))
+            member.worker.stop()
+            return
         self._learn(live, row, message.wall)
         outputs = message.outputs or (Output(0, message.stdout, message.stderr),)
         error = self._with_logs(live, row, outputs, message.error)
@@ -352,6 +350,14 @@ class Agent:
             cpu=message.cpu,
             peak_memory=message.peak_memory,
         )
+
+    def _deserves_fresh_worker(self, live: LiveFile, row: int, message: Ended) -> bool:
+        """The worker had imported an older version of the task's module: once more, elsewhere."""
+        if message.error is None or "stale" not in message.error:
+            return False
+        tried = (live.stem, row) in self._fresh_tried
+        self._fresh_tried.add((live.stem, row))
+        return not tried
 
     def _with_logs(
         self,
@@ -416,7 +422,7 @@ class Agent:
         for unit in units:
             if not unit.rows:
                 continue
-            if unit.simple or len(unit.rows) == 1 and not unit.live.name.waiting:
+            if unit.simple or (len(unit.rows) == 1 and not unit.live.name.waiting):
                 self._units.appendleft(unit)
             else:
                 with suppress(Retired):
@@ -442,9 +448,7 @@ class Agent:
         error: dict[str, str] | None = None,
         **measured: Any,
     ) -> None:
-        self._outcomes.append(
-            self.session.outcome(live, row, status, value, error, **measured)
-        )
+        self._outcomes.append(self.session.outcome(live, row, status, value, error, **measured))
         if error is not None and live.file.meta.get("error_log_file"):
             _append_error(live.file.meta["error_log_file"], live.file.function_name(row), error)
 

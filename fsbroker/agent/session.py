@@ -16,7 +16,7 @@ from fsbroker.agent.waiting import Waiting
 from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.spool import packs, presence, streams
 from fsbroker.spool.index import Results
-from fsbroker.spool.layout import parse_cancel
+from fsbroker.spool.layout import Presence, parse_cancel
 from fsbroker.spool.live import LiveFile, LiveFiles, bury, retire
 from fsbroker.spool.log import CLAIMABLE, Kind, Range, Retired, State, fitting, ranges_of, rows_of
 from fsbroker.spool.spool import Spool
@@ -416,7 +416,7 @@ class AgentSession:
             self._recover_from(agent, evidence)
         return bool(dead)
 
-    def _absent_owners(self, present: Iterable[presence.Presence]) -> set[str]:
+    def _absent_owners(self, present: Iterable[Presence]) -> set[str]:
         """Agents that hold rows in a log that this agent has read, and are not listed."""
         owners = set()
         for live in self.live:
@@ -524,7 +524,7 @@ class AgentSession:
         self.live.forget(live.stem)
         self.results.forget(live.stem)
         for known in (self.held, self._claimed, self._published, self._waiting, self._contested):
-            known.pop(live.stem, None)  # type: ignore[attr-defined]
+            known.pop(live.stem, None)
 
     # -- requests ------------------------------------------------------------------------
 

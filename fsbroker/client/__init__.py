@@ -1,0 +1,1 @@
+"""What stands between an executor's futures and the spool."""

@@ -1,0 +1,1 @@
+"""How agents come to run; each launcher can submit, tell what is active, and cancel."""

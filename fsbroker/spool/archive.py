@@ -80,9 +80,7 @@ def opened(files: Files, path: str) -> Iterator[tuple[str, OpenFile]]:
 def listing(files: Files, area: Area) -> list[str]:
     """Paths of all files in the archive, those of single task files first."""
     names = [
-        name
-        for name in files.names(area.archive)
-        if parse_pack(name) is not None or _stem_of(name)
+        name for name in files.names(area.archive) if parse_pack(name) is not None or _stem_of(name)
     ]
     names.sort(key=lambda name: (parse_pack(name) is not None, name))
     return [f"{area.archive}/{name}" for name in names]

@@ -23,9 +23,7 @@ SMALLEST = 1 << 20
 """Bytes from which on an array becomes a blob."""
 
 
-def write_array(
-    files: Files, area: Area, array: np.ndarray, *, durable: bool
-) -> Blob:
+def write_array(files: Files, area: Area, array: np.ndarray, *, durable: bool) -> Blob:
     """Publish an array of any shape, in C or F order, under the digest of its content."""
     from hashlib import blake2b
 
@@ -55,9 +53,7 @@ def read_array(files: Files, area: Area, ref: ArrayRef) -> np.ndarray:
     return content if ref.order == "C" else content.T
 
 
-def store(
-    files: Files, area: Area, array: np.ndarray, *, durable: bool
-) -> ArrayRef:
+def store(files: Files, area: Area, array: np.ndarray, *, durable: bool) -> ArrayRef:
     """The stored form of an array: its bytes if it is small, else a blob."""
     order = "C" if array.flags.c_contiguous or not array.flags.f_contiguous else "F"
     if order == "C":

@@ -106,8 +106,8 @@ class Census:
 
     def packs(self) -> list[str]:
         """The paths of all packs."""
-        names = self._files.names(self._area.packs)
-        return sorted(f"{self._area.packs}/{name}" for name in names if parse_pack(name) is not None)
+        names = sorted(self._files.names(self._area.packs))
+        return [f"{self._area.packs}/{name}" for name in names if parse_pack(name) is not None]
 
     def _opened(self, path: str) -> Iterator[ResultFile]:
         with _moving():

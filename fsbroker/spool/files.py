@@ -18,6 +18,7 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol, TypeVar
 
 from fsbroker.errors import FileRefused, SpoolError, SpoolFull, SpoolUnwritable
@@ -222,16 +223,14 @@ class Files:
             return _NoLock()
         import filelock
 
-        kind = filelock.FileLock if self.lock_class == "flock" else filelock.StrictSoftFileLock
-        options = {"fallback_to_soft": False} if self.lock_class == "flock" else {}
-        lock = kind(
-            self._prefix + path,
-            timeout=0,
-            mode=0o600,
-            thread_local=False,
-            blocking=False,
-            **options,
+        # Without `fallback_to_soft` a host whose flock fails would lock by other means than
+        # the rest, and exclude nobody.
+        kind = (
+            partial(filelock.FileLock, fallback_to_soft=False)
+            if self.lock_class == "flock"
+            else filelock.StrictSoftFileLock
         )
+        lock = kind(self._prefix + path, timeout=0, mode=0o600, thread_local=False, blocking=False)
         try:
             lock.acquire()
         except (filelock.Timeout, NotImplementedError):

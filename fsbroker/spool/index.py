@@ -239,11 +239,12 @@ class Results:
         gone = {number for number, path in enumerate(self._paths) if path in paths}
         if not gone:
             return
-        kept: dict[bytes, int] = {}
+        kept = {
+            key: first
+            for key, first in self._fresh.items()
+            if first // MAX_ROWS_READ not in gone and key not in self._more
+        }
         more: dict[bytes, list[int]] = {}
-        for key, first in self._fresh.items():
-            if first // MAX_ROWS_READ not in gone and key not in self._more:
-                kept[key] = first
         for key, rest in self._more.items():
             left = [one for one in (self._fresh[key], *rest) if one // MAX_ROWS_READ not in gone]
             if left:
@@ -271,7 +272,7 @@ class Results:
         size = max(size, int(rows["row"].max()) + 1 if len(rows) else 0)
         marks = self._ended.setdefault(stem, bytearray())
         marks.extend(bytes(max(0, size - len(marks))))
-        np.frombuffer(marks, np.uint8)[rows["row"]] = rows["status"]  # type: ignore[index]
+        np.frombuffer(marks, np.uint8)[rows["row"]] = rows["status"]
 
     def forget(self, stem: str) -> None:
         """The task file was retired: nobody will ask for its rows again."""

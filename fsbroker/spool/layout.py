@@ -197,7 +197,7 @@ class Area:
         self.logs = f"{path}/logs"
         self.cancel = f"{path}/cancel"
         self.quarantine = f"{path}/quarantine"
-        self.tmp = f"{path}/tmp"
+        self.tmp = f"{path}/tmp"  # noqa: S108 - of the spool, private to its owner
 
     def task_file(self, stem: str) -> str:
         return f"{self.tasks}/{stem}.h5"

@@ -160,7 +160,7 @@ class Fold:
         if record is None or self.retired:
             return
         if all(0 <= a < b <= len(self.state) for a, b in record.rows):
-            _APPLY[record.kind](self, record)
+            getattr(self, f"_{record.kind.value}")(record)
 
     def rows_in(self, *states: State) -> list[int]:
         wanted = bytes(states)
@@ -291,18 +291,6 @@ class Fold:
         fold.aliases = {row: (stem, target) for row, stem, target in read["aliases"]}
         fold.history = dict(read["history"])
         return fold
-
-
-_APPLY = {
-    Kind.CLAIM: Fold._claim,
-    Kind.RELEASE: Fold._release,
-    Kind.RECOVER: Fold._recover,
-    Kind.READY: Fold._ready,
-    Kind.CANCEL: Fold._cancel,
-    Kind.ALIAS: Fold._alias,
-    Kind.LOST: Fold._lost,
-    Kind.RETIRE: Fold._retire,
-}
 
 
 class Retired(Exception):

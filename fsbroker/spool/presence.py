@@ -17,11 +17,11 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.spool.container import Container, image
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Presence, parse_presence
 from fsbroker.spool.publish import publish
-from fsbroker.errors import FileDamaged, FileRefused
 
 LEASE = 30.0
 """Seconds of silence after which an agent of another host is taken for dead."""
@@ -144,7 +144,7 @@ def is_alive_process(described: dict[str, Any]) -> bool:
     """The agent runs on this host and boot, now."""
     host = this_host()
     mine = (described.get("boot"), described.get("namespace")) == (host.boot, host.namespace)
-    return mine and process_start(int(described["pid"])) == described["process_start"]
+    return mine and process_start(int(described["pid"])) == str(described["process_start"])
 
 
 def is_dead_process(described: dict[str, Any]) -> bool:
@@ -153,7 +153,7 @@ def is_dead_process(described: dict[str, Any]) -> bool:
     mine = (described.get("boot"), described.get("namespace")) == (host.boot, host.namespace)
     if not mine or not host.boot:
         return False
-    return process_start(int(described["pid"])) != described["process_start"]
+    return process_start(int(described["pid"])) != str(described["process_start"])
 
 
 class _Watched:

@@ -216,7 +216,7 @@ class ResultFile:
         )
 
     def origin(self, index: int) -> dict[str, Any]:
-        return self.origins[self.rows["source"][index]]
+        return self.origins[int(self.rows["source"][index])]
 
     def close(self) -> None:
         self._file.close()

@@ -193,7 +193,8 @@ class TaskFile:
         return [data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES)]
 
     def key(self, row: int) -> bytes:
-        return self.rows["key"][row].tobytes()
+        key: bytes = self.rows["key"][row].tobytes()
+        return key
 
     def function(self, row: int) -> FunctionEntry:
         """The function of a row."""
@@ -202,7 +203,7 @@ class TaskFile:
         return FunctionEntry(bytes.fromhex(entry["digest"]), entry["name"], entry["source"], pickle)
 
     def function_digest(self, row: int) -> bytes:
-        return self._function_digests[self.rows["function"][row]]
+        return self._function_digests[int(self.rows["function"][row])]
 
     @cached_property
     def _function_digests(self) -> list[bytes]:
@@ -220,7 +221,7 @@ class TaskFile:
     def simple(self) -> np.ndarray:
         """Which rows have nothing but a plain list of positional arguments, and one rank."""
         rows = self.rows
-        found = (
+        found: np.ndarray = (
             (rows["encoding"] == Encoding.PLAIN)
             & (rows["arrays"] == 0)
             & (rows["dependencies"] == 0)
