@@ -145,6 +145,11 @@ def test_an_edit_that_matters_gives_another_key(old, new):
     assert key_of(source, 1) != key_of(BASE, 1)
 
 
+def test_kinds_of_parameters_count():
+    kinds = ["a", "*a", "**a", "*, a", "a, /"]
+    assert len({identify(define(f"def f({kind}): return a")).digest for kind in kinds}) == 5
+
+
 def test_the_cells_file_and_line_do_not_matter():
     one = define(BASE, file="/tmp/ipykernel_123/456.py")
     two = define("\n" * 50 + BASE, file="/tmp/ipykernel_98765/4.py")
@@ -468,7 +473,7 @@ def test_equal_values_have_one_key_however_they_were_made():
         (Plain(a=1, b=2), Plain(b=2, a=1)),
         (collections.Counter("ab"), collections.Counter("ba")),
         (math.nan, -math.nan),
-        (np.zeros((2, 3)), np.zeros((2, 3), order="F")),
+        (np.arange(6).reshape(2, 3), np.asfortranarray(np.arange(6).reshape(2, 3))),
         (np.arange(6), np.arange(12)[::2] // 2),
         (np.arange(3, dtype="<i4"), np.arange(3, dtype=">i4")),
         ([np.ones(2)], [np.ones((2, 2))[0]]),
@@ -515,6 +520,15 @@ def test_values_that_contain_themselves_have_a_key():
 
     assert key(anything, loop(1)) == key(anything, loop(1))
     assert key(anything, loop(1)) != key(anything, loop(2))
+
+    def knot():
+        one: list[Any] = [1]
+        two = [one, 2]
+        one.append(two)
+        return one, two
+
+    one, two = knot()
+    assert key(anything, [one, two]) == key(anything, [knot()[0], knot()[1]])
     node = Plain(name="a")
     node.peer = Plain(name="b", peer=node)
     assert key(anything, node) == key(anything, node)
@@ -1042,7 +1056,7 @@ def own_module(tmp_path, monkeypatch):
     file.write_text("def f(x): return x + 1\n")
     module = importlib.import_module("ownmod")
     yield module, file
-    sys.modules.pop("ownmod")
+    sys.modules.pop("ownmod", None)
 
 
 SUBMIT = """
@@ -1066,6 +1080,25 @@ def test_a_worker_with_stale_code_is_told_so(own_module, tmp_path):
         keys.require_same_code(module.f, new)
     assert pickle.loads(pickle.dumps(CodeChanged(where="x"))).where == "x"
     assert verify(importlib.reload(module).f, new)
+
+
+def test_a_worker_that_imported_a_module_while_it_ran_is_told_so(own_module, tmp_path):
+    _, file = own_module
+    sys.modules.pop("ownmod")
+    source = "def f(x):\n    import ownmod\n    return ownmod.f(x)\n"
+    script = tmp_path / "submit.py"
+    script.write_text(source + SUBMIT.replace("import json, sys, ownmod", "import json").replace(
+        "ownmod.f", "f"))  # fmt: skip
+    old = bytes.fromhex(run(script))
+    worker = define(source)
+    assert verify(worker, old)
+    assert worker(1) == 2  # now it is imported
+    file.write_text("def f(x): return x + 200\n")
+    new = bytes.fromhex(run(script))
+    assert new != old
+    assert not verify(worker, new)
+    sys.modules.pop("ownmod")
+    assert verify(define(source), new)
 
 
 def test_state_that_tasks_left_in_a_module_does_not_undo_a_verdict(own_module):
