@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from typing import Any
@@ -83,9 +84,10 @@ class Scheduler:
         self.actors: list[Actor] = []
         self.strikes: list[tuple[int, Strike]] = []
         self.on_power_loss: Callable[[], None] | None = None
+        self.on_death: Callable[[Actor], None] | None = None
+        self.running: Actor | None = None
         self._hub = getcurrent()
         self._late: list[tuple[float, int, Callable[[], None]]] = []
-        self._running: Actor | None = None
 
     def spawn(self, name: str, host: Host, main: Callable[..., Any], *args: Any) -> Actor:
         """Start a process: ``main(actor, *args)``."""
@@ -131,12 +133,24 @@ class Scheduler:
             if self.steps > last:
                 raise Stuck(f"not at rest after {limit} calls (at {self.now:.0f} s)")
 
+    def run_steps(self, count: int) -> int:
+        """Step actors for so many calls; the number really made."""
+        first = self.steps
+        with suppress(Stuck):
+            self.run(count)
+        return max(1, self.steps - first)
+
+    def end(self) -> None:
+        """Unwind what is left."""
+        for actor in list(self.actors):
+            self.kill(actor)
+
     def _step(self, actor: Actor) -> None:
         burst = int(self.chance.expovariate(1 / self.burst)) if self.burst else 0
         if self.strikes:
             burst = min(burst, max(0, self.strikes[0][0] - self.steps))
         self.left = burst
-        self._running = actor
+        self.running = actor
         actor.task.switch()
         self.steps += burst - self.left
         if actor.task.dead:
@@ -181,7 +195,10 @@ class Scheduler:
     def _kill_one(self) -> None:
         mortal = [actor for actor in self.actors if not actor.important]
         if mortal:
-            self.kill(self.chance.choice(mortal))
+            actor = self.chance.choice(mortal)
+            self.kill(actor)
+            if self.on_death:
+                self.on_death(actor)
 
     def _stop_one(self) -> None:
         if self.actors:

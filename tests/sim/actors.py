@@ -1,0 +1,351 @@
+"""What runs in the simulation: the real sessions in plain loops.
+
+The loops stand in for those of the agent and of the executor. They do the same steps in
+an order that the seed draws, and treat errors as those must: what the file system
+refuses now is tried again later, `Sealed` ends the agent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from fsbroker.agent.session import AgentSession, Claim
+from fsbroker.client.session import ClientSession
+from fsbroker.errors import SpoolError
+from fsbroker.spool.index import Found
+from fsbroker.spool.live import LiveFile
+from fsbroker.spool.log import rows_of
+from fsbroker.spool.streams import Sealed
+from fsbroker.spool.taskfile import Arguments, FunctionEntry, TaskRow
+from fsbroker.task import Dependency, Encoding, Outcome, Status, Value
+from tests.sim.invariants import Violation
+from tests.sim.scheduler import Actor
+
+if TYPE_CHECKING:
+    from tests.sim.world import Job, World
+
+LEASE = 10.0
+"""Seconds of silence that make an agent dead: short, so that runs are short."""
+LONGEST_NAP = 2.0
+ENVIRONMENT = "env"
+FUNCTION = FunctionEntry(b"f" * 20, "f", "def f(): ...", b"pickle")
+TROUBLE = (OSError, SpoolError)
+NOTHING = Value(Encoding.PLAIN, b"null")
+FAILURE = {"type": "ValueError", "message": "", "traceback": ""}
+
+
+# -- agents ----------------------------------------------------------------------------------
+
+
+class Agent:
+    """A process that claims, runs and publishes."""
+
+    def __init__(self, actor: Actor, world: World) -> None:
+        self.actor = actor
+        self.world = world
+        self.chance = world.chance
+        self.session = AgentSession(
+            world.spool(actor.files),
+            ENVIRONMENT,
+            {"host": actor.host.name},
+            world.described(actor),
+            LEASE,
+        )
+        self.finished: list[Outcome] = []
+        self.claims: list[Claim] = []
+        self.nap = 0.01
+
+    def run(self) -> None:
+        try:
+            self._retry(self.session.join)
+            while not self._may_leave():
+                busy = self._round()
+                self.nap = 0.01 if busy else min(2 * self.nap, LONGEST_NAP)
+                self.world.sleep(self.actor, self.nap)
+            self._retry(self.session.leave)
+        except Sealed:
+            pass  # taken for dead: its work is void
+
+    def _retry(self, call) -> None:
+        while True:
+            try:
+                return call()
+            except TROUBLE as error:
+                self.world.note(self.actor, f"trouble: {error!r}")
+                self.world.sleep(self.actor, 0.5)
+
+    def _may_leave(self) -> bool:
+        if not self.world.closing or self.finished or self.nap < LONGEST_NAP:
+            return False
+        return not self.session.others_hold_rows()
+
+    def _round(self) -> bool:
+        busy = False
+        try:
+            self.session.beat()
+            busy |= self._publish()
+            for step in self._steps():
+                busy |= bool(step())
+        except TROUBLE as error:
+            self.world.note(self.actor, f"trouble: {error!r}")
+        return busy
+
+    def _steps(self) -> list:
+        """What is done in this round, in an order that the seed draws."""
+        session, chance = self.session, self.chance
+        thorough = self.nap >= LONGEST_NAP
+        steps = [self._work]
+        if thorough or chance.random() < 0.5:
+            steps.append(lambda: session.resolve(thorough=thorough or chance.random() < 0.2))
+        if chance.random() < 0.5:
+            steps.append(session.recover)
+        if thorough or chance.random() < 0.2:
+            steps.append(self._tidy)
+        chance.shuffle(steps)
+        return steps
+
+    def _tidy(self) -> bool:
+        return self.session.tidy()
+
+    # -- claiming and running ----------------------------------------------------------------
+
+    def _work(self) -> bool:
+        self.session.live.poll()
+        most = self.chance.choice((1, 1, 2, 4, 100))
+        thorough = self.nap >= LONGEST_NAP / 2
+        claim = self.session.claim(lambda _, ready: min(most, len(ready)), thorough=thorough)
+        if claim is None:
+            return False
+        self._run(claim)
+        self._publish()
+        return True
+
+    def _run(self, claim: Claim) -> None:
+        """Run the rows; beat meanwhile; sometimes give the rest back, or publish in parts."""
+        local: dict[bytes, bytes] = {}
+        rows = list(rows_of(claim.rows))
+        while rows:
+            row = rows.pop(0)
+            outcome = self._outcome(claim.live, row, local)
+            if outcome is None:
+                self._retry(lambda row=row: self.session.release(claim.live, [row], "no input"))
+                continue
+            self.finished.append(outcome)
+            if self.chance.random() < 0.1:
+                self._retry(self._publish)
+            if rows and self.chance.random() < 0.03:
+                self._retry(lambda: self.session.release(claim.live, rows, "enough"))
+                return
+
+    def _outcome(self, live: LiveFile, row: int, local: dict[bytes, bytes]) -> Outcome | None:
+        """Run one row. None if an input cannot be had now."""
+        for dependency, _ in self._retry(lambda: live.file.dependencies(row)):
+            if dependency.key in local:
+                continue
+            if self._failed_here(dependency.key):
+                return self.session.outcome(live, row, Status.FAILED, NOTHING, dict(FAILURE))
+            if self._retry(lambda d=dependency: self.session.input_value(d.key)) is None:
+                return None
+        key = live.file.key(row)
+        generation = self.session.outcome(live, row, Status.DONE, NOTHING).generation
+        text, fails = self.world.execute(
+            self.actor, (live.stem, row), self.session.agent, generation, local
+        )
+        self._last(self.world.jobs[key].seconds)
+        if fails:
+            return self.session.outcome(live, row, Status.FAILED, NOTHING, dict(FAILURE))
+        local[key] = text
+        return self.session.outcome(live, row, Status.DONE, Value(Encoding.PLAIN, text))
+
+    def _failed_here(self, key: bytes) -> bool:
+        return any(one.key == key and one.status == Status.FAILED for one in self.finished)
+
+    def _last(self, seconds: float) -> None:
+        """The function runs; the agent beats meanwhile."""
+        while seconds > 0:
+            self.world.sleep(self.actor, min(seconds, LONGEST_NAP))
+            seconds -= LONGEST_NAP
+            try:
+                self.session.beat()
+            except TROUBLE as error:
+                self.world.note(self.actor, f"trouble: {error!r}")
+
+    def _publish(self) -> bool:
+        if not self.finished:
+            return False
+        outcomes = list(self.finished)
+        rows = [(outcome.stem, outcome.row) for outcome in outcomes]
+        self.session.publish(outcomes)
+        self.world.truth.acknowledge(rows)
+        self.finished.clear()
+        return True
+
+
+def agent(actor: Actor, world: World) -> None:
+    Agent(actor, world).run()
+
+
+# -- clients ---------------------------------------------------------------------------------
+
+
+class Ticket(NamedTuple):
+    """A future: whose, of which job, the how-manyth."""
+
+    client: str
+    key: bytes
+    number: int
+
+
+class Client:
+    """A process that submits jobs and waits for all of them.
+
+    Args:
+        batches: jobs (by number) to submit together.
+        tries: how often a job that failed or was cancelled is submitted again.
+        cancels: jobs to cancel after they were submitted.
+    """
+
+    def __init__(
+        self,
+        actor: Actor,
+        world: World,
+        batches: Iterable[Sequence[int]],
+        tries: int = 1,
+        cancels: Iterable[int] = (),
+    ) -> None:
+        self.actor = actor
+        self.world = world
+        self.batches = [list(batch) for batch in batches]
+        self.tries = tries
+        self.cancels = {world.job_keys[number] for number in cancels}
+        self.session: ClientSession[Ticket] = ClientSession(
+            world.spool(actor.files), lambda ticket: ticket.key
+        )
+        self.open: dict[Ticket, tuple[str, int] | None] = {}
+        self.status: dict[bytes, Status] = {}
+        self.count = 0
+
+    def run(self) -> None:
+        rounds, nap = 0, 0.01
+        while self.batches or self.open:
+            rounds += 1
+            try:
+                busy = self._round(rounds)
+            except TROUBLE as error:
+                self.world.note(self.actor, f"trouble: {error!r}")
+                busy = False
+            nap = 0.01 if busy else min(2 * nap, LONGEST_NAP)
+            self.world.sleep(self.actor, nap)
+
+    def _round(self, rounds: int) -> bool:
+        chance = self.world.chance
+        busy = False
+        if self.batches and (not self.open or chance.random() < 0.5):
+            self._submit(self.batches[0])
+            self.batches.pop(0)
+            busy = True
+        if self.cancels and chance.random() < 0.3:
+            self._cancel()
+        for ended in self.session.poll(deep=chance.random() < 0.1):
+            for index, ticket in ended.tickets:
+                outcome = ended.file.outcome(index)
+                self._resolve(ticket, Status(outcome.status), outcome.value.data)
+                busy = True
+        if rounds % 7 == 0:
+            self._check()
+        return busy
+
+    # -- submitting --------------------------------------------------------------------------
+
+    def _submit(self, batch: Sequence[int]) -> None:
+        """Bind each job to its outcome, to a row that is there, or to a new row."""
+        jobs = [self.world.by_number[number] for number in self._with_needs(batch)]
+        outcomes, running = self.session.look_up([job.key for job in jobs])
+        rows, tickets = [], []
+        for job in jobs:
+            found, wanted = outcomes.get(job.key), job.key in self._keys(batch)
+            ticket = self._ticket(job.key)
+            if found is not None and found.status == Status.DONE:
+                if wanted:
+                    self._resolve_found(ticket, found)
+            elif job.key in running:
+                if wanted and running[job.key] not in self.open.values():
+                    self.session.bind(running[job.key], ticket)
+                    self.open[ticket] = running[job.key]
+            else:
+                rows.append(self._row(job, found))
+                tickets.append(ticket)
+        if rows:
+            stem = self.session.publish(self.world.lane(), rows, tickets)
+            self.world.truth.accept(stem)
+            for number, ticket in enumerate(tickets):
+                self.open[ticket] = (stem, number)
+
+    def _keys(self, batch: Sequence[int]) -> set[bytes]:
+        return {self.world.job_keys[number] for number in batch}
+
+    def _with_needs(self, batch: Sequence[int]) -> list[int]:
+        """The jobs and all that they need, inputs first."""
+        found: dict[int, None] = {}
+
+        def visit(number: int) -> None:
+            for need in self.world.by_number[number].needs:
+                visit(need)
+            found[number] = None
+
+        for number in batch:
+            visit(number)
+        return list(found)
+
+    def _row(self, job: Job, found: Found | None) -> TaskRow:
+        needs = tuple(Dependency(self.world.job_keys[need]) for need in job.needs)
+        value = Value(Encoding.PLAIN, b"[]")
+        round_ = found.round + 1 if found is not None else 0
+        return TaskRow(job.key, job.key, Arguments(*value, needs), FUNCTION, round_)
+
+    def _ticket(self, key: bytes) -> Ticket:
+        self.count += 1
+        return Ticket(self.actor.name, key, self.count)
+
+    # -- outcomes ----------------------------------------------------------------------------
+
+    def _resolve_found(self, ticket: Ticket, found: Found) -> None:
+        file = self.session.results.file(found.place.path)
+        self._resolve(ticket, Status(found.status), file.value(found.place.row).data)
+
+    def _resolve(self, ticket: Ticket, status: Status, text: bytes) -> None:
+        if ticket in self.world.truth.resolved:
+            return  # bound twice, after an error in the middle of a submission
+        self.world.truth.resolve(ticket, ticket.key, status, text)
+        self.open.pop(ticket, None)
+        self.status[ticket.key] = status
+        if status != Status.DONE and self.tries:
+            self.tries -= 1
+            self.batches.append([self.world.jobs[ticket.key].number])
+
+    def _check(self) -> None:
+        checked = self.session.check()
+        for ended in checked.ended:
+            for index, ticket in ended.tickets:
+                outcome = ended.file.outcome(index)
+                self._resolve(ticket, Status(outcome.status), outcome.value.data)
+        for ticket, found in checked.elsewhere:
+            self._resolve_found(ticket, found)
+        if checked.lost:
+            raise Violation(f"{self.actor.name} was told that {checked.lost} are lost")
+
+    def _cancel(self) -> None:
+        for ticket, place in list(self.open.items()):
+            if place is None or ticket.key not in self.cancels:
+                continue
+            self.cancels.discard(ticket.key)
+            if self.session.cancel(*place):
+                self.world.note(self.actor, f"cancelled {place}")
+            return
+
+
+def client(actor: Actor, world: World, *plan) -> None:
+    one = Client(actor, world, *plan)
+    world.clients.append(one)
+    one.run()

@@ -1,0 +1,401 @@
+"""One seed: a scenario, run to its end, judged.
+
+A run has two parts. In the first, agents and clients live through what the seed draws:
+kills, stops, a file system that errs, lies and forgets. In the second nothing bad
+happens any more, a fresh agent and a client that wants everything are added, and all
+must come to its end.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from fsbroker.client.session import Lane
+from fsbroker.spool import container, log, packs, presence
+from fsbroker.spool.files import Buffer
+from fsbroker.spool.layout import DIRECTORIES, Area
+from fsbroker.spool.spool import Spool
+from fsbroker.spool.taskfile import Limits
+from fsbroker.task import Status
+from tests.sim import actors
+from tests.sim.invariants import Row, Truth, Violation
+from tests.sim.model import NEVER, Host, ModelDisk, ModelFiles, Mount
+from tests.sim.scheduler import Actor, Scheduler, Strike, Stuck
+
+AREA = Area("users/u1000")
+LANE = Lane(100, "c1", actors.ENVIRONMENT, Limits())
+
+
+class SeedFailed(AssertionError):
+    """A run broke a rule, or did not come to its end."""
+
+
+class Job(NamedTuple):
+    number: int
+    key: bytes
+    needs: tuple[int, ...]
+    failures: int
+    seconds: float
+
+
+@dataclass
+class Scenario:
+    """What a seed draws before anything runs.
+
+    Attributes:
+        agents, clients: how many start.
+        burst: mean number of calls between changes of actor.
+        latency: seconds of a file call.
+        ordered: how the disk keeps names through a power loss (`ModelDisk`).
+        strikes: what hits, and at which call.
+        steps: calls after which the trouble ends.
+    """
+
+    agents: int = 2
+    clients: int = 1
+    hosts: int = 2
+    jobs: int = 8
+    burst: float = 3.0
+    latency: float = 0.0003
+    ordered: bool = True
+    durable: bool = True
+    mount: Mount = field(default_factory=Mount)
+    strikes: list[tuple[int, Strike]] = field(default_factory=list)
+    steps: int = 800
+    cancels: bool = False
+    failures: bool = False
+
+
+def draw(chance: random.Random) -> Scenario:
+    """A scenario of any sort."""
+    pick = chance.choice
+    scenario = Scenario(
+        agents=pick((1, 2, 2, 3)),
+        clients=pick((1, 1, 2)),
+        hosts=pick((1, 2, 3)),
+        jobs=pick((2, 4, 8, 14)),
+        burst=pick((0.0, 1.0, 3.0, 10.0, 40.0)),
+        latency=pick((0.00005, 0.0005, 0.005)),
+        ordered=chance.random() < 0.5,
+        mount=_mount(chance),
+        steps=pick((300, 600, 1000)),
+        cancels=chance.random() < 0.3,
+        failures=chance.random() < 0.3,
+    )
+    kinds = chance.choices((Strike.KILL, Strike.STOP, Strike.PAUSE, Strike.FULL), k=pick((0, 1, 3)))
+    if chance.random() < 0.25:
+        kinds.append(Strike.POWER)
+    scenario.strikes = sorted(
+        ((chance.randrange(scenario.steps), kind) for kind in kinds), key=lambda one: one[0]
+    )
+    return scenario
+
+
+def _mount(chance: random.Random) -> Mount:
+    network = chance.random() < 0.5
+    return Mount(
+        cached=network,
+        ticks=network and chance.random() < 0.5,
+        locks=chance.choice(("good", "good", "nobody", "local", "refused", "sticky")),
+        calm=chance.choice((0, 0, 30, 100)),
+        lies=network,
+        late=network and chance.random() < 0.3,
+    )
+
+
+class World:
+    """Everything of one run.
+
+    Attributes:
+        closing: no more work will come: idle agents may leave.
+        trace: lines of what happened, if wanted.
+    """
+
+    def __init__(self, seed: int, scenario: Scenario | None = None, *, trace: bool = False) -> None:
+        self.seed = seed
+        self.chance = random.Random(seed)
+        self.scenario = scenario or draw(self.chance)
+        self.trace: list[str] | None = [] if trace else None
+        self.disk = ModelDisk(self.scenario.ordered)
+        self.scheduler = Scheduler(self.disk, self.chance, self.scenario.burst)
+        self.scheduler.on_power_loss = self._after_power_loss
+        self.scheduler.on_death = self._after_death
+        self.truth = Truth(self.disk, AREA)
+        self.closing = False
+        self.boots = 0
+        self.processes: dict[int, Actor] = {}
+        self.clients: list[actors.Client] = []
+        self.hosts = [self._host(number) for number in range(self.scenario.hosts)]
+        self.by_number = self._draw_jobs()
+        self.jobs = {job.key: job for job in self.by_number}
+        self.job_keys = [job.key for job in self.by_number]
+        self._names = 0
+        self._make_area()
+
+    # -- the scenario ------------------------------------------------------------------------
+
+    def _host(self, number: int) -> Host:
+        chance = self.chance
+        return Host(
+            f"host{number}",
+            self.scenario.mount,
+            rate=chance.choice((1.0, 0.97, 1.03)),
+            offset=chance.uniform(0, 1e5),
+            skew=chance.choice((0.0, 0.0, 3600.0, -7200.0)),
+        )
+
+    def _draw_jobs(self) -> list[Job]:
+        chance, jobs = self.chance, []
+        chained = chance.random()
+        for number in range(self.scenario.jobs):
+            needs: tuple[int, ...] = ()
+            if number and chance.random() < chained:
+                count = chance.choice((1, 1, 1, 2))
+                needs = tuple(sorted({chance.randrange(number) for _ in range(count)}))
+            failures = 0
+            if self.scenario.failures and chance.random() < 0.3:
+                failures = chance.choice((1, NEVER))
+            seconds = chance.choice((0.0, 0.0, 0.01, 1.0, 30.0))
+            jobs.append(Job(number, b"%04dkey" % number + b"." * 13, needs, failures, seconds))
+        return jobs
+
+    def _make_area(self) -> None:
+        host = Host("installer")
+        files = ModelFiles(self.disk, host, self.scheduler, self.chance)
+        files.clock = _Still(self.scheduler)
+        path = ""
+        for part in AREA.path.split("/"):
+            path = f"{path}/{part}" if path else part
+            files.mkdir(path)
+        for name in DIRECTORIES:
+            files.mkdir(f"{AREA.path}/{name}")
+        for directory in list(self.disk.directories):
+            files.sync_directory(directory)
+        self.disk.watcher = self.truth
+
+    # -- what actors need ------------------------------------------------------------------------
+
+    def spool(self, files: ModelFiles) -> Spool:
+        return Spool(files, AREA, self.scenario.durable)  # type: ignore[arg-type]
+
+    def lane(self) -> Lane:
+        return LANE
+
+    def sleep(self, actor: Actor, seconds: float) -> None:
+        self.scheduler.sleep(actor, seconds)
+
+    def note(self, actor: Actor, text: str) -> None:
+        if self.trace is not None:
+            self.trace.append(f"{self.scheduler.now:10.4f} {actor.name:9} {text}")
+
+    def execute(
+        self, actor: Actor, row: Row, agent: str, generation: int, local: dict[bytes, bytes]
+    ) -> tuple[bytes, bool]:
+        """Run a row of the world outside: the value, and whether it is an error instead."""
+        self.note(actor, f"EXECUTE {row} generation {generation}")
+        text = self.truth.execute(row, agent, generation, local)
+        key = self.truth.tasks[row[0]].keys[row[1]]
+        return text, len(self.truth.executions[key]) <= self.jobs[key].failures
+
+    def described(self, actor: Actor) -> dict[str, Any]:
+        pid = len(self.processes) + 1
+        self.processes[pid] = actor
+        return {
+            "host": actor.host.name,
+            "boot": f"{actor.host.name}-{self.boots}",
+            "namespace": "1",
+            "pid": pid,
+            "process_start": str(pid),
+        }
+
+    def is_dead_process(self, described: dict[str, Any]) -> bool:
+        running = self.scheduler.running
+        assert running is not None
+        if described["boot"] != f"{running.host.name}-{self.boots}":
+            return False
+        return not self.processes[described["pid"]].alive
+
+    # -- the run -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        with in_simulation(self):
+            try:
+                self._trouble()
+                self._calm()
+                self.truth.at_rest()
+                self._judge()
+            except Stuck as failure:
+                left = "; ".join([*self.truth.unfinished(), *self._waiting()])
+                raise SeedFailed(f"seed {self.seed}: {failure}; {left}") from failure
+            except Violation as failure:
+                raise SeedFailed(f"seed {self.seed}: {failure}") from failure
+            finally:
+                self.scheduler.end()
+
+    def _trouble(self) -> None:
+        self.scheduler.strikes = list(self.scenario.strikes)
+        for _ in range(self.scenario.agents):
+            self._start_agent()
+        for _ in range(self.scenario.clients):
+            self._start_client()
+        self.scheduler.run_steps(self.scenario.steps)
+
+    def _start(self, kind: str, main: Callable[..., None], *plan: Any) -> Actor:
+        self._names += 1
+        host = self.chance.choice(self.hosts)
+        actor = self.scheduler.spawn(f"{kind}{self._names}", host, main, self, *plan)
+        actor.files.latency = self.scenario.latency
+        if self.trace is not None:
+            _traced(actor, self)
+        return actor
+
+    def _start_agent(self) -> Actor:
+        return self._start("agent", actors.agent)
+
+    def _start_client(self) -> Actor:
+        """A client that wants some of the jobs, in some batches; several want the same ones."""
+        chance = self.chance
+        numbers = [job.number for job in self.by_number if chance.random() < 0.7]
+        batches: list[list[int]] = []
+        while numbers:
+            count = chance.choice((1, 2, 5, 20))
+            batches.append(numbers[:count])
+            numbers = numbers[count:]
+        cancels = [
+            job.number
+            for job in self.by_number
+            if self.scenario.cancels and chance.random() < 0.3
+        ]
+        return self._start("client", actors.client, batches, chance.choice((0, 2)), cancels)
+
+    def _after_death(self, actor: Actor) -> None:
+        """Somebody was killed: another one comes, sooner or later."""
+        self.note(actor, "KILLED")
+        start = self._start_agent if actor.name.startswith("agent") else self._start_client
+        start().wake += self.chance.choice((0.0, 1.0, 30.0))
+
+    def _after_power_loss(self) -> None:
+        if self.trace is not None:
+            self.trace.append(f"{self.scheduler.now:10.4f} POWER LOSS")
+        self.boots += 1
+        for host in self.hosts:
+            host.forget()
+        self.truth.power_loss()
+        for _ in range(self.scenario.agents):
+            self._start_agent()
+        self._start_client()
+
+    def _calm(self) -> None:
+        self.scheduler.strikes = []
+        self.disk.full = False
+        for host in self.hosts:
+            host.mount = Mount(host.mount.cached, host.mount.ticks, host.mount.locks)
+        for actor in self.scheduler.actors:
+            actor.files.calm = NEVER
+        self._start_agent()
+        everything = [[job.number for job in self.by_number]]
+        last = self._start("last", actors.client, everything, 3 * len(self.by_number))
+        limit = 40_000
+        while not last.task.dead:
+            limit -= self.scheduler.run_steps(500)
+            if limit < 0:
+                raise Stuck(f"not at rest after 40000 calls (at {self.scheduler.now:.0f} s)")
+        self.closing = True
+        self.scheduler.run(40_000)
+
+    def _waiting(self) -> Iterator[str]:
+        for one in self.clients:
+            if one.actor.alive:
+                yield f"{one.actor.name} waits for {list(one.open.items())}, has {one.batches}"
+
+    def _judge(self) -> None:
+        """What must have come out: a value for each job that can have one."""
+        fails: set[int] = set()
+        for job in self.by_number:
+            if job.failures == NEVER or fails.intersection(job.needs):
+                fails.add(job.number)
+            ended = self.truth.ended_keys.get(job.key)
+            if job.number not in fails and ended != Status.DONE:
+                raise Violation(f"job {job.number} has no value, but {ended}")
+
+
+class _Still:
+    """A clock for the installer: nobody else runs."""
+
+    left = NEVER
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self.now = scheduler.now
+
+    def switch(self) -> None:
+        raise AssertionError
+
+    def later(self, _: float, __: Callable[[], None]) -> None:
+        raise AssertionError
+
+
+_CALLS = (
+    "names", "open", "readlink", "age", "size", "write_new", "link", "symlink", "rename",
+    "unlink", "mkdir", "rmdir", "sync_directory", "touch_directory", "try_lock",
+)  # fmt: skip
+
+
+def _traced(actor: Actor, world: World) -> None:
+    """Write down each file call of an actor, with its result."""
+
+    def traced(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*arguments: Any, **more: Any) -> Any:
+            shown = [a if isinstance(a, str) else f"<{type(a).__name__}>" for a in arguments]
+            text = f"{name}({', '.join(shown).replace(AREA.path + '/', '')})"
+            try:
+                result = call(*arguments, **more)
+            except BaseException as error:
+                world.note(actor, f"{text} ! {type(error).__name__} {getattr(error, 'errno', '')}")
+                raise
+            world.note(actor, f"{text} -> {result if isinstance(result, str | list) else ''}")
+            return result
+
+        return run
+
+    for name in _CALLS:
+        setattr(actor.files, name, traced(name, getattr(actor.files, name)))
+
+
+# -- the real code, made small --------------------------------------------------------------------
+
+
+def _plain_body(
+    _: str, __: Any, sections: dict[str, Any]
+) -> tuple[list[Buffer], dict[str, int]]:
+    """The sections one behind the other: readers need no more, and HDF5 is slow."""
+    chunks: list[Buffer] = []
+    offsets, length = {}, 0
+    for name, content in sections.items():
+        data = content if isinstance(content, bytes) else content.tobytes()
+        chunks.append(data)
+        offsets[name] = length
+        length += len(data)
+    return chunks, offsets
+
+
+@contextmanager
+def in_simulation(world: World) -> Iterator[None]:
+    """Small checkpoints and packs, so that short runs have them; processes of the model."""
+    changes = [
+        (container, "_body", _plain_body),
+        (log, "CHECKPOINT_EVERY", 8),
+        (packs, "FAN", 3),
+        (presence, "is_dead_process", world.is_dead_process),
+    ]
+    before = [(module, name, getattr(module, name)) for module, name, _ in changes]
+    for module, name, value in changes:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
