@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import threading
+from collections.abc import Iterator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from fsbroker.task import Dependency
@@ -20,6 +23,18 @@ _LAZY: dict[str, Any] = {
     "_done_callbacks": list,
 }
 
+_addressing = threading.local()
+
+
+@contextmanager
+def addressed_in(root: str) -> Iterator[None]:
+    """While a call is addressed in a spool, futures of other spools are foreign to it."""
+    _addressing.root = root
+    try:
+        yield
+    finally:
+        del _addressing.root
+
 
 class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     """A `concurrent.futures.Future` of a task in a spool.
@@ -30,7 +45,15 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
     Attributes:
         key: content address of the task, 20 bytes; None while a future of another
             executor among its arguments is not done.
+        stem, row: the task file and the row in it that its outcome will be of; None and 0
+            before the task is in the spool, and where an outcome was there already.
+        twins: the futures of this client with the same key, this one too; None if alone.
     """
+
+    _addressed: concurrent.futures.Future[None] | None = None
+    """Done as soon as the key is known, or will never be; None if it was from the start."""
+    _fresh = False
+    """Its task computes a value anew, and the one that the spool has is not meant."""
 
     def __init__(self, key: bytes | None, loop: ClientLoop) -> None:
         # The base class makes a condition, a deque and two lists for each future: ten
@@ -42,9 +65,9 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         self._shared = False
         self.key = key
         self._loop = loop
-        self._twins: list[Future] | None = None
-        self._stem: str | None = None
-        self._row = 0
+        self.twins: list[Future] | None = None
+        self.stem: str | None = None
+        self.row = 0
 
     def __getattr__(self, name: str) -> Any:
         """What the base class would have made in ``__init__``, for whoever waits or calls back."""
@@ -56,8 +79,16 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
 
     @property
     def dependency(self) -> Dependency | None:
-        """What stands for this future in the arguments of another task."""
-        return Dependency(self.key) if self.key is not None else None
+        """What stands for this future in the arguments of another task.
+
+        None where only its value can: its key is not known yet, is that of an old value as
+        well, or is one of another spool.
+        """
+        if self.key is None or (self._fresh and not self.done()):
+            return None
+        if getattr(_addressing, "root", self._loop.root) != self._loop.root:
+            return None
+        return Dependency(self.key)
 
     def cancel(self) -> bool:
         """Make sure that the task does not run; False if it runs, or has ended.
@@ -66,40 +97,74 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         """
         return self._loop.cancel(self)
 
+    def is_pending(self) -> bool:
+        """Neither cancelled nor resolved."""
+        return self._state == PENDING
+
     def done(self) -> bool:
+        """Cancelled, or resolved; as the base class, without its lock."""
         return self._state in DONE
 
     def result(self, timeout: float | None = None) -> Any:
         """What the task returned; as the base class, without its lock once that is there."""
         if self._state == FINISHED and self._exception is None:
             return self._result
+        self._require_own_process()
         return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the task raised, with the remote traceback as its cause; None for a value."""
+        self._require_own_process()
+        return super().exception(timeout)
+
+    def _require_own_process(self) -> None:
+        """A forked child has no thread that could ever resolve its copy."""
+        if self._loop.is_own_process():
+            return
+        if not self.done():
+            raise RuntimeError(
+                f"This future belongs to process {self._loop.pid}, of which {os.getpid()} is a "
+                "fork; fsbroker.attach(spool, future.key) gives one of the same task here"
+            )
+        self.__dict__.pop("_condition", None)  # it may have been held at the fork
 
     def running(self) -> bool:
         """An agent has claimed the task, and it has not ended. Reads the task's log."""
         return not self.done() and self._loop.is_claimed(self)
 
     def cancel_here(self) -> bool:
-        """Only this future; the task is left alone."""
-        done = super().cancel()
-        if done:
-            self.set_running_or_notify_cancel()
-        return done
+        """Only this future, not the task; as `deliver`: callbacks are left to the caller."""
+        with self._condition:
+            if self._state != PENDING:
+                return False
+            self._state = CANCELLED_AND_NOTIFIED
+            for waiter in self._waiters:
+                waiter.add_cancelled(self)
+            self._condition.notify_all()
+        return True
 
-    def deliver(self, value: Any, error: BaseException | None) -> None:
-        """Resolve, unless it was cancelled meanwhile. Under the loop's lock, as `cancel` is.
+    def deliver(self, value: Any, error: BaseException | None) -> bool:
+        """Resolve, unless it was cancelled meanwhile. Under the loop's lock, as `cancel_here`.
 
         The state is set first. Who makes the condition after that sees the state; for who
         made it before, the lock is taken and everybody notified.
+
+        Returns:
+            Whether `call_back` is to be called, when no lock is held.
         """
         if self._state != PENDING:
-            return
+            return False
         self._result = value
-        self._exception = error  # type: ignore[assignment]
+        self._exception = error
         self._state = FINISHED
-        if self._shared:
-            with self._condition:
-                for waiter in self._waiters:
-                    waiter.add_result(self) if error is None else waiter.add_exception(self)
-                self._condition.notify_all()
-            self._invoke_callbacks()
+        if not self._shared:
+            return False
+        with self._condition:
+            for waiter in self._waiters:
+                waiter.add_result(self) if error is None else waiter.add_exception(self)
+            self._condition.notify_all()
+        return "_done_callbacks" in self.__dict__
+
+    def call_back(self) -> None:
+        """Tell everybody who asked for it. Callbacks may do anything: hold no lock."""
+        self._invoke_callbacks()

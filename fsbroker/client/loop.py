@@ -8,31 +8,37 @@ is there and publishes it as one task file. A lone call leaves at once; while a 
 is being written the next one fills up. There is no timer and no batch size.
 
 One thread does both directions, so that the two never compete for the interpreter, and one
-queue wakes it: for calls, and for news from the watch.
+queue wakes it: for calls, and for news from the watch. What it knows is under one lock;
+users' callbacks are called after that was let go.
 """
 
 from __future__ import annotations
 
 import atexit
+import math
 import os
+import sys
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from fsbroker.client.outcomes import resolve
+from fsbroker.client.outcomes import Reader
 from fsbroker.client.session import ClientSession, Lane
-from fsbroker.spool.watch import Watch, watch
 from fsbroker.errors import FsbrokerError, KeyConflict, SpoolError, SpoolMissing, TaskLost
-from fsbroker.future import PENDING, Future
+from fsbroker.future import Future
+from fsbroker.keys import UNKNOWN
 from fsbroker.spool.blobs import store
 from fsbroker.spool.index import Found
 from fsbroker.spool.layout import MAX_ROWS
 from fsbroker.spool.log import State
 from fsbroker.spool.spool import Spool
+from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import Arguments, FunctionEntry, TaskRow
+from fsbroker.spool.watch import Watch, watch
 from fsbroker.task import Payload, Status
 
 if TYPE_CHECKING:
@@ -42,10 +48,14 @@ CHECK_EVERY = 2.0
 """Seconds between looks at what no news will ever tell of: agents that died, lost files."""
 PATIENCE = 30.0
 """Seconds of failing file calls after which the futures are told."""
+RETRY = 0.2
+"""Seconds between tries while they fail."""
+STOP = 5.0
+"""Seconds that an ending interpreter waits for the thread."""
 LARGEST_FILE = 64 << 20
 """Bytes of arguments in one task file."""
-FLUSH_AT_EXIT = 30.0
-"""Seconds that an ending interpreter waits for the outbox to be published."""
+FLUSH = 30.0
+"""Seconds to wait until the outbox is published: at the interpreter's end, and to cancel."""
 
 
 class Order(NamedTuple):
@@ -86,24 +96,34 @@ class ClientLoop:
 
     def __init__(self, spool: Spool, agents: Agents | None, method: str = "auto") -> None:
         self.spool = spool
+        self.root = spool.files.root
+        self.pid = os.getpid()
         self._agents = agents
         self._method = method
         self._outbox: SimpleQueue[Submitted | Attach | None] = SimpleQueue()
         self.put: Callable[[Submitted | Attach | None], None] = self._outbox.put
         self.lock = threading.RLock()
         self._idle = threading.Condition(self.lock)
-        self._session: ClientSession[Future] = ClientSession(spool, _key_of)
+        self._session: ClientSession[Future] = ClientSession(spool, _key_of, _moved)
+        self._reader = Reader(spool, self._session.results, self._session.live)
         self._open: dict[bytes, Future] = {}
+        self._named: dict[bytes, bytes] = {}
+        self._unbound: list[Submitted | Attach] = []
+        self._deferred: set[Future] = set()
+        self._callbacks: list[Future] = []
         self._shapes: dict[str, None] = {}
         self._entries: dict[bytes, FunctionEntry] = {}
         self.thread: threading.Thread | None = None
         self._closing = False
-        self._watch: Watch | None = None
+        self._stopping = False
         self._last_check = 0.0
         self._trouble_since: float | None = None
-        self._pid = os.getpid()
 
     # -- called by user threads ----------------------------------------------------------
+
+    def is_own_process(self) -> bool:
+        """False in a forked child, where the thread does not exist and locks mean nothing."""
+        return os.getpid() == self.pid
 
     def start(self) -> None:
         """Start the thread; it ends after `close`, when every future has ended."""
@@ -113,91 +133,226 @@ class ClientLoop:
                 self.thread.start()
                 _LOOPS.add(self)
 
+    def send(self, item: Submitted | Attach) -> None:
+        """Put a call into the outbox."""
+        self.put(item)
+        if self.thread is None:
+            self.start()
+
     def close(self) -> None:
         """Nothing more will be put."""
         self._closing = True
         self.put(None)
 
-    def wait(self, timeout: float | None = None) -> bool:
-        """Until every future has ended; False after ``timeout`` seconds."""
-        with self._idle:
-            return self._idle.wait_for(self._is_idle, timeout)
+    def stop(self, timeout: float) -> None:
+        """End the thread, whatever it still waits for."""
+        thread = self.thread
+        self._stopping = True
+        self.put(None)
+        if thread is not None:
+            thread.join(timeout)
 
-    def flush(self, timeout: float) -> None:
+    def wait(self, timeout: float | None = None) -> bool:
+        """Until every future has ended; False after ``timeout`` seconds.
+
+        In a callback, which runs in the thread that it would wait for, it does nothing.
+        """
+        if self._is_in_thread():
+            return False
+        self.flush(timeout)
+        with self._idle:
+            return self._idle.wait_for(self._has_no_future, timeout)
+
+    def flush(self, timeout: float | None) -> None:
         """Until everything in the outbox is in the spool."""
-        if self.thread is None or os.getpid() != self._pid:
+        if not self.is_own_process() or self._is_in_thread() or not self._is_running():
             return
         done = threading.Event()
         self.put(_Flush(done))  # type: ignore[arg-type]
-        until = time.monotonic() + timeout
-        # A thread that is just ending answers no more: everything is in the spool then.
-        while self.thread is not None and time.monotonic() < until:
+        until = math.inf if timeout is None else time.monotonic() + timeout
+        # A thread that has just ended answers no more: everything is in the spool then.
+        while self._is_running() and time.monotonic() < until:
             if done.wait(0.05):
                 return
 
+    def unpublished(self) -> int:
+        """How many calls are not in the spool, after a `flush`, because file calls fail."""
+        return len(self._unbound)
+
+    def _is_in_thread(self) -> bool:
+        return threading.current_thread() is self.thread
+
+    def _is_running(self) -> bool:
+        return self.thread is not None
+
+    def _has_no_future(self) -> bool:
+        return not (self._open or self._deferred or self._callbacks)
+
     def _is_idle(self) -> bool:
-        return not self._open and self._outbox.empty()
+        return self._has_no_future() and self._outbox.empty()
+
+    def defer(self, future: Future) -> None:
+        """This future will be put when it has a key."""
+        with self.lock:
+            self._deferred.add(future)
+
+    def arrive(self, future: Future, item: Submitted | None, error: BaseException | None) -> None:
+        """A deferred future has its key, or never will."""
+        with self._idle:
+            self._deferred.discard(future)
+            if item is not None and future.is_pending():
+                future.key = item.call.key
+                self.send(item)
+            else:
+                self._settle(future, None, error)
+            self._idle.notify_all()
+        self._call_back()
 
     def cancel(self, future: Future) -> bool:
         """See `Future.cancel`."""
+        if not self.is_own_process():
+            return False
         with self.lock:
-            if future.done():
+            if not self._cancel(future):
                 return future.cancelled()
-            wanting = [one for one in self._family(future) if not one.done()]
-            if len(wanting) == 1 and future._stem is not None:
-                if not self._session.cancel(future._stem, future._row):
-                    return False
-            if not future.cancel_here():
-                return False
-            if len(wanting) <= 1:
-                self._forget(future)
-            return True
+        future.call_back()
+        return True
+
+    def _cancel(self, future: Future) -> bool:
+        if future.done():
+            return False
+        first = self._first_of(future)
+        alone = first if first is not None and len(self._family(first)) == 1 else None
+        if alone is not None and not self._take_back(alone):
+            return False
+        if not future.cancel_here():
+            return False
+        if future.twins is not None:
+            future.twins.remove(future)
+        if alone is not None:
+            self._forget(alone)
+        return True
+
+    def _take_back(self, first: Future) -> bool:
+        """Its task will not run."""
+        return first.stem is None or bool(self._cancel_rows(first.stem, [first.row]))
+
+    def _cancel_rows(self, stem: str, rows: Sequence[int]) -> set[int]:
+        try:
+            return self._session.cancel_rows(stem, rows)
+        except (OSError, SpoolError):
+            return set()  # what cannot be cancelled now may run
 
     def cancel_all(self) -> None:
         """Cancel what no agent has claimed."""
-        for future in list(self._open.values()):
-            for one in list(self._family(future)):
-                one.cancel()
+        if not self.is_own_process():
+            return
+        ended = [future for future in self._unsent() if future.cancel_here()]
+        self.flush(FLUSH)
+        with self._idle:
+            ended += [future for future in self._deferred if future.cancel_here()]
+            ended += self._cancel_open()
+            self._idle.notify_all()
+        for future in ended:
+            future.call_back()
+
+    def _unsent(self) -> list[Future]:
+        """Empties the outbox; the futures in it."""
+        found = []
+        for item in self._take(0.0):
+            if isinstance(item, (Submitted, Attach)):
+                found.append(item.future)
+            elif item is not None:
+                self.put(item)
+        return found
+
+    def _cancel_open(self) -> list[Future]:
+        """One record for all rows of a task file, where one each would be thousands."""
+        files: dict[str | None, list[Future]] = {}
+        for first in self._open.values():
+            files.setdefault(first.stem, []).append(first)
+        ended = []
+        for stem, firsts in files.items():
+            rows = [first.row for first in firsts]
+            done = set(rows) if stem is None else self._cancel_rows(stem, rows)
+            for first in firsts:
+                if first.row in done:
+                    ended += [one for one in self._family(first) if one.cancel_here()]
+                    self._forget(first)
+        return ended
+
+    def _first_of(self, future: Future) -> Future | None:
+        """The open future that stands for all of its key; None if this one is not among them."""
+        first = self._open.get(future.key) if future.key is not None else None
+        if first is future or (first is not None and future in self._family(first)):
+            return first
+        return None
 
     def _family(self, future: Future) -> list[Future]:
-        """All futures of one key: twins share the list of the first one."""
-        return future._twins if future._twins is not None else [future]
+        """All futures of one key that want it: twins share the list of the first one."""
+        return future.twins if future.twins is not None else [future]
 
-    def _forget(self, future: Future) -> None:
-        key = future.key
-        if key is not None and self._open.get(key) in self._family(future):
-            first = self._open.pop(key)
-            self._session.unbind(first)
-            self._idle.notify_all()
+    def _forget(self, first: Future) -> None:
+        self._open.pop(_key_of(first), None)
+        self._unbind(first)
+        self._idle.notify_all()
+
+    def _unbind(self, first: Future) -> None:
+        if first.stem is not None:
+            self._session.unbind(first.stem, first.row, first)
 
     def is_claimed(self, future: Future) -> bool:
+        if not self.is_own_process():
+            return False
         with self.lock:
-            first = self._open.get(future.key) if future.key else None
-            if first is None or first._stem is None:
+            first = self._first_of(future)
+            if first is None or first.stem is None:
                 return False
-            return self._session.state(first._stem, first._row) == State.CLAIMED
+            try:
+                return self._session.state(first.stem, first.row) == State.CLAIMED
+            except (OSError, SpoolError):
+                return False
 
     def futures_of(self, keys: Iterable[bytes]) -> list[Future]:
         """Futures of tasks that exist."""
         futures = [Future(key, self) for key in keys]
         for future in futures:
-            self.put(Attach(future))
-        self.start()
+            self.send(Attach(future))
         return futures
 
     # -- the thread ----------------------------------------------------------------------
 
     def _run(self) -> None:
-        directory = f"{self.spool.files.root}/{self.spool.area.agents}"
-        self._watch = watch(directory, lambda: self.put(None), self._method)
+        directory = f"{self.root}/{self.spool.area.agents}"
+        watching = watch(directory, lambda: self.put(None), self._method)
         try:
-            while not (self._closing and self._is_idle()):
-                self._turn(self._watch)
-        finally:
-            self._watch.stop()
+            while not self._has_ended():
+                self._turn(watching)
+        except BaseException as error:
+            # Nothing that goes wrong here may leave futures that nobody will resolve.
             with self._idle:
                 self.thread = None
-                self._idle.notify_all()
+                self._fail(list(self._open.values()), error)
+            self._call_back()
+            raise
+        finally:
+            watching.stop()
+
+    def _has_ended(self) -> bool:
+        """Whether the thread may end; then it counts as ended.
+
+        It looks into the outbox after it has said so, and `send` looks whether it runs after
+        it has put: whichever comes second sees the other.
+        """
+        if not self._stopping and not (self._closing and self._is_idle()):
+            return False
+        with self._idle:
+            thread, self.thread = self.thread, None
+            self._idle.notify_all()
+            if self._stopping or self._outbox.empty():
+                return True
+            self.thread = thread
+            return False
 
     def _turn(self, watching: Watch) -> None:
         delay = min(watching.delay, CHECK_EVERY) if self._open else watching.delay
@@ -205,7 +360,7 @@ class ClientLoop:
         try:
             with self.lock:
                 calls = [item for item in items if isinstance(item, (Submitted, Attach))]
-                if calls:
+                if calls or self._unbound:
                     watching.reset()
                     self._accept(calls)
                 found = self._look() if self._open else False
@@ -214,9 +369,18 @@ class ClientLoop:
             self._trouble_since = None
         except (OSError, SpoolError) as error:
             self._in_trouble(error)
+        self._call_back()
         for item in items:
             if isinstance(item, _Flush):
                 item.done.set()
+
+    def _call_back(self) -> None:
+        """Call what users asked to be called, without any lock: they may do anything."""
+        while self._callbacks:
+            self._callbacks[-1].call_back()
+            with self._idle:
+                self._callbacks.pop()
+                self._idle.notify_all()
 
     def _take(self, delay: float) -> list[Any]:
         """Everything in the outbox; waits for the first of it."""
@@ -225,11 +389,8 @@ class ClientLoop:
             items = [get(timeout=delay)]
         except Empty:
             return []
-        try:
-            for _ in range(self._outbox.qsize()):
-                items.append(get(block=False))
-        except Empty:
-            pass
+        with suppress(Empty):
+            items.extend(get(block=False) for _ in range(self._outbox.qsize()))
         return items
 
     def _in_trouble(self, error: Exception) -> None:
@@ -237,39 +398,70 @@ class ClientLoop:
         now = self.spool.files.monotonic()
         self._trouble_since = self._trouble_since or now
         if now - self._trouble_since < PATIENCE:
-            threading.Event().wait(0.2)
+            threading.Event().wait(RETRY)
             return
-        root = self.spool.files.root
-        told = error if isinstance(error, SpoolError) else SpoolMissing(str(error), root)
-        self._fail(list(self._open.values()), told)
+        with self._idle:
+            self._unbound.clear()
+            self._fail(list(self._open.values()), _told(error, self.root))
+            self._idle.notify_all()
         self._trouble_since = None
 
     # -- towards the spool ---------------------------------------------------------------
 
     def _accept(self, calls: Sequence[Submitted | Attach]) -> None:
         """Bind each call to what exists, or to a new row."""
-        new: list[Submitted] = []
+        new = [item for item in self._unbound if item.future.is_pending()]
+        self._named.clear()
         for item in calls:
             future = item.future
-            assert future.key is not None
-            first = self._open.setdefault(future.key, future)
-            if first is not future:
-                self._join(first, future)
-            elif future._state == PENDING:
+            if not future.is_pending():
+                continue
+            first = self._open.setdefault(_key_of(future), future)
+            if first is not future and _is_fresh(item) and first.stem is None:
+                new = self._bind_all(new)  # or it would get the value that it does not want
+                first = self._open.setdefault(_key_of(future), future)
+            if first is future:
                 new.append(item)
+                if isinstance(item, Submitted) and item.call.descriptor is not item.call.key:
+                    self._named[item.call.key] = item.call.descriptor
+            elif self._agree(item, first):
+                self._join(first, future)
             else:
-                del self._open[future.key]
+                self._settle(future, None, _conflict(_key_of(future)))
+        self._bind_all(new)
+        self._ensure_agents()
+
+    def _bind_all(self, new: list[Submitted | Attach]) -> list[Submitted | Attach]:
+        """Bind; what file calls failed for, without an error that is for sure, is kept."""
+        self._unbound = new
         try:
             self._bind(new)
-        except (OSError, SpoolError) as error:
-            unbound = [item.future for item in new if item.future._stem is None]
-            self._fail(unbound, error)
+        except SpoolError as error:
+            left = [item.future for item in new if item.future.stem is None]
+            self._fail([future for future in left if future.is_pending()], error)
+        except OSError:
+            self._unbound = [
+                item for item in new if item.future.stem is None and item.future.is_pending()
+            ]
+            raise
+        self._unbound = []
+        return []
+
+    def _agree(self, item: Submitted | Attach, first: Future) -> bool:
+        """Whether a call is the one that was stored under the name that it gives itself."""
+        if isinstance(item, Attach) or item.call.descriptor == item.call.key:
+            return True
+        if first.stem is not None:
+            known = self._session.descriptor(first.stem, first.row)
+        else:
+            known = self._named.get(item.call.key)
+        return known is None or _same(known, item.call.descriptor)
 
     def _join(self, first: Future, future: Future) -> None:
-        if first._twins is None:
-            first._twins = [first]
-        first._twins.append(future)
-        future._twins = first._twins
+        if first.twins is None:
+            first.twins = [first]
+        first.twins.append(future)
+        future.twins = first.twins
 
     def _bind(self, calls: Sequence[Submitted | Attach]) -> None:
         keys = [_key_of(item.future) for item in calls]
@@ -283,11 +475,13 @@ class ClientLoop:
             found = outcomes.get(key)
             if key in running:
                 self._bind_to(item.future, running[key])
+                if not self._agree(item, item.future):
+                    self._fail([item.future], _conflict(key))
             elif isinstance(item, Attach):
                 self._attach(item.future, found, ended)
             elif found is None or found.status != Status.DONE or item.order.cache != "reuse":
                 fresh.append((item, found.round + 1 if found else 0))
-            elif found.descriptor != item.call.descriptor:
+            elif not _same(found.descriptor, item.call.descriptor):
                 self._fail([item.future], _conflict(key))
             else:
                 ended.append((item.future, found))
@@ -304,7 +498,7 @@ class ClientLoop:
             self._fail([future], TaskLost("The spool has no task with this key", where))
 
     def _bind_to(self, future: Future, row: tuple[str, int]) -> None:
-        future._stem, future._row = row
+        future.stem, future.row = row
         self._session.bind(row, future)
         self._shapes.setdefault(row[0].split("-")[3])
 
@@ -356,13 +550,12 @@ class ClientLoop:
         if not rows:
             return
         for number, future in enumerate(futures):
-            future._row = number
+            future.row = number
         stem = self._session.publish(lane, rows, futures)
         for future in futures:
-            if future._stem is None:
-                future._stem = stem
+            if future.stem is None:
+                future.stem = stem
         self._shapes.setdefault(lane.shape)
-        self._ensure_agents()
 
     def _row(self, item: Submitted, again: int) -> TaskRow:
         key, descriptor, payload = item.call
@@ -402,7 +595,9 @@ class ClientLoop:
         for future in checked.lost:
             where = f"{_key_of(future).hex()} in {self.spool.files.root}"
             cure = "Submit it again"
-            self._fail([future], TaskLost("The task's file was removed before it ended", where, cure))
+            self._fail(
+                [future], TaskLost("The task's file was removed before it ended", where, cure)
+            )
         self._ensure_agents()
 
     def _ensure_agents(self) -> None:
@@ -420,25 +615,30 @@ class ClientLoop:
         for path, tickets in files.items():
             self._deliver(self._session.results.file(path), tickets)
 
-    def _deliver(self, file: Any, tickets: list[tuple[int, Future]]) -> None:
-        resolved = resolve(self.spool, file, [index for index, _ in tickets])
+    def _deliver(self, file: ResultFile, tickets: list[tuple[int, Future]]) -> None:
+        resolved = self._reader.resolve(file, [index for index, _ in tickets])
         pop = self._open.pop
         for (_, future), (value, error) in zip(tickets, resolved, strict=True):
             pop(future.key, None)  # type: ignore[arg-type]
-            if future._twins is None:
-                future.deliver(value, error)
+            if future.twins is None:
+                if future.deliver(value, error):
+                    self._callbacks.append(future)
             else:
-                for one in future._twins:
-                    one.deliver(value, error)
+                for one in future.twins:
+                    self._settle(one, value, error)
         if not self._open:
             self._shapes.clear()
+
+    def _settle(self, future: Future, value: Any, error: BaseException | None) -> None:
+        if future.deliver(value, error):
+            self._callbacks.append(future)
 
     def _fail(self, futures: Sequence[Future], error: BaseException) -> None:
         for future in futures:
             self._open.pop(_key_of(future), None)
-            self._session.unbind(future)
+            self._unbind(future)
             for one in self._family(future):
-                one.deliver(None, error)
+                self._settle(one, None, error)
 
 
 class _Flush(NamedTuple):
@@ -448,6 +648,32 @@ class _Flush(NamedTuple):
 def _key_of(future: Future) -> bytes:
     assert future.key is not None
     return future.key
+
+
+def _moved(future: Future, stem: str, row: int) -> None:
+    future.stem, future.row = stem, row
+
+
+def _is_fresh(item: Submitted | Attach) -> bool:
+    return isinstance(item, Submitted) and item.order.cache == "refresh"
+
+
+def _same(descriptor: bytes, other: bytes) -> bool:
+    """Whether two calls under one name are the same, as far as that can be told."""
+    return descriptor == other or UNKNOWN in (descriptor, other)
+
+
+def _told(error: Exception, root: str) -> Exception:
+    """The error that futures get when the spool cannot be used any more."""
+    if isinstance(error, FsbrokerError):
+        return error
+    reason = getattr(error, "strerror", None) or str(error)
+    return SpoolMissing(
+        f"The spool cannot be used ({reason})",
+        getattr(error, "filename", None) or root,
+        "Is its file system mounted? What it held goes on when it is back: submit again, or "
+        "attach by key. If it was deleted, its tasks are lost.",
+    )
 
 
 def _conflict(key: bytes) -> KeyConflict:
@@ -465,4 +691,9 @@ _LOOPS: weakref.WeakSet[ClientLoop] = weakref.WeakSet()
 def _flush_at_exit() -> None:
     """What was submitted is in the spool before the interpreter ends; agents finish it."""
     for loop in list(_LOOPS):
-        loop.flush(FLUSH_AT_EXIT)
+        if loop.is_own_process():
+            loop.flush(FLUSH)
+            loop.stop(STOP)
+            if loop.unpublished():
+                lost = f"{loop.unpublished()} calls are not in the spool {loop.root}"
+                print(f"fsbroker: {lost}, which cannot be used", file=sys.stderr)

@@ -1,67 +1,127 @@
-"""From a stored outcome to the value, or the exception, that a future gives."""
+"""From a stored outcome to the value, or the exception, that a future gives.
+
+An exception is the one that the task raised, with the traceback of the worker as its
+cause. That of a task whose dependency failed has the dependency's as its cause, and so on
+down to the one that began it.
+"""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from fsbroker import errors, pickling, plain
-from fsbroker.errors import FsbrokerError, RemoteTraceback, TaskCancelled, TaskError
+from fsbroker.errors import (
+    DependencyFailed,
+    FsbrokerError,
+    RemoteTraceback,
+    TaskCancelled,
+    TaskError,
+)
 from fsbroker.spool.blobs import read_array
+from fsbroker.spool.index import Results
+from fsbroker.spool.live import LiveFiles
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.task import Encoding, Status, Value
 
 MANY = 16
 """From so many rows on, all values of a file are parsed in one go."""
+DEPTH = 16
+"""Failed dependencies that one error shows, each the cause of the one before."""
 
 Resolved = tuple[Any, BaseException | None]
 
 
-def read(spool: Spool, value: Value) -> Any:
-    """The object that a stored value stands for."""
-    arrays = [read_array(spool.files, spool.area, ref) for ref in value.arrays]
-    if value.encoding == Encoding.PLAIN:
-        return plain.decode(value.data, arrays)
-    return pickling.decode(value.encoding, value.data, arrays)
+class Reader:
+    """Reads outcomes of one area.
 
+    Args:
+        results, live: what the client knows of the spool, for errors of dependencies.
+    """
 
-def resolve(spool: Spool, file: ResultFile, indices: list[int]) -> list[Resolved]:
-    """What the futures of these rows of a result file give: value, or exception."""
-    texts = file.plain_texts() if len(indices) >= MANY else None
-    if texts is not None:
-        values = plain.decode_many(texts[1:-1])
-        return [(values[index], None) for index in indices]
-    return [_resolve_one(spool, file, index) for index in indices]
+    def __init__(self, spool: Spool, results: Results, live: LiveFiles) -> None:
+        self._files, self._area, _ = spool
+        self._results = results
+        self._live = live
 
+    def resolve(self, file: ResultFile, indices: list[int]) -> list[Resolved]:
+        """What the futures of these rows of a result file give: value, or exception."""
+        if len(indices) >= MANY:
+            with suppress(Exception):  # then one by one, to tell which of them is damaged
+                texts = file.plain_texts()
+                if texts is not None:
+                    values = plain.decode_many(texts[1:-1])
+                    return [(values[index], None) for index in indices]
+        return [self._resolve_one(file, index) for index in indices]
 
-def _resolve_one(spool: Spool, file: ResultFile, index: int) -> Resolved:
-    try:
-        status = file.rows["status"][index]
-        if status == Status.DONE:
-            return read(spool, file.value(index)), None
-        if status == Status.CANCELLED:
-            return None, TaskCancelled("The task was cancelled", file.keys[index].hex())
-        return None, _failure(spool, file, index)
-    except Exception as error:  # noqa: BLE001 - unpickling runs the user's code: anything
-        return None, error
+    def value(self, value: Value) -> Any:
+        """The object that a stored value stands for."""
+        arrays = [read_array(self._files, self._area, ref) for ref in value.arrays]
+        if value.encoding == Encoding.PLAIN:
+            return plain.decode(value.data, arrays)
+        return pickling.decode(value.encoding, value.data, arrays)
 
+    def _resolve_one(self, file: ResultFile, index: int) -> Resolved:
+        try:
+            status = file.rows["status"][index]
+            if status == Status.DONE:
+                return self.value(file.value(index)), None
+            if status == Status.CANCELLED:
+                return None, TaskCancelled("The task was cancelled", file.keys[index].hex())
+            return None, self._failure(file, index, DEPTH)
+        except Exception as error:  # unpickling runs the user's code: anything
+            return None, error
 
-def _failure(spool: Spool, file: ResultFile, index: int) -> BaseException:
-    """The exception of a failed task, with where it happened as its cause."""
-    error = file.error(index) or {}
-    try:
-        exception = read(spool, file.value(index))
-    except Exception:  # noqa: BLE001 - the worker could unpickle it, this client cannot
-        exception = None
-    if not isinstance(exception, BaseException):
-        exception = _stand_in(error)
-    exception.__cause__ = RemoteTraceback(_report(error, file.origin(index)))
-    return exception
+    def _failure(self, file: ResultFile, index: int, depth: int) -> BaseException:
+        """The exception of a failed task, with where it happened as its cause."""
+        error = file.error(index) or {}
+        try:
+            exception: object = self.value(file.value(index))
+        except Exception:  # the worker could unpickle it, this client cannot
+            exception = None
+        if not isinstance(exception, BaseException):
+            exception = _stand_in(error)
+        remote = RemoteTraceback(_report(error, file.origin(index)))
+        exception.__cause__ = remote
+        if isinstance(exception, DependencyFailed):
+            cause = self._failed_dependency(file, index, error, depth - 1)
+            if cause is not None:
+                exception.__cause__ = cause
+        return exception
+
+    def _failed_dependency(
+        self, file: ResultFile, index: int, error: dict[str, str], depth: int
+    ) -> BaseException | None:
+        """The exception of the task that this one waited for in vain."""
+        if depth <= 0:
+            return None
+        keys = [bytes.fromhex(error["key"])] if "key" in error else self._inputs(file, index)
+        for key in keys:
+            with suppress(FileNotFoundError):
+                found = self._results.find(key)
+                if found is None or found.status == Status.DONE:
+                    continue
+                place = found.place
+                if found.status == Status.CANCELLED:
+                    return TaskCancelled("The task was cancelled", key.hex())
+                return self._failure(self._results.file(place.path), place.row, depth)
+        return None
+
+    def _inputs(self, file: ResultFile, index: int) -> list[bytes]:
+        """Keys of the dependencies of a row, as long as its task file is live."""
+        row = file.rows[index]
+        live = self._live.get(file.files[row["file"]])
+        if live is None:
+            return []
+        with suppress(FileNotFoundError):
+            return [key for (key, _), _ in live.file.dependencies(int(row["row"]))]
+        return []
 
 
 def _stand_in(error: dict[str, str]) -> FsbrokerError:
     """Our own errors by their name; any other type by its text."""
-    kind = getattr(errors, error.get("type", ""), None)
+    kind = getattr(errors, error.get("type", "").removeprefix("fsbroker.errors."), None)
     message = error.get("message", "")
     if isinstance(kind, type) and issubclass(kind, FsbrokerError):
         return kind(message)

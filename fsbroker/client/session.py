@@ -115,14 +115,12 @@ class ClientSession(Generic[Ticket]):
                 outcomes[key] = found
         running = {}
         for key, places in rows.items():
-            row = self._running(key, places)
+            row = self._running(places)
             if row is not None:
                 running[key] = row
         return outcomes, running
 
-    def _running(
-        self, key: bytes, places: Sequence[tuple[LiveFile, int]]
-    ) -> tuple[str, int] | None:
+    def _running(self, places: Sequence[tuple[LiveFile, int]]) -> tuple[str, int] | None:
         """The first live row that has neither ended nor been cancelled."""
         for live, row in places:
             try:
@@ -132,9 +130,12 @@ class ClientSession(Generic[Ticket]):
                 self.live.forget(live.stem)
                 continue
             state = live.log.fold.state[row]
-            if not ended and state not in (State.CANCELLED, State.ALIASED):
-                if row not in live.log.fold.cancelled:
-                    return live.stem, row
+            if (
+                not ended
+                and state not in (State.CANCELLED, State.ALIASED)
+                and row not in live.log.fold.cancelled
+            ):
+                return live.stem, row
         return None
 
     def publish(self, lane: Lane, rows: Sequence[TaskRow], tickets: Sequence[Ticket]) -> str:
@@ -168,7 +169,7 @@ class ClientSession(Generic[Ticket]):
         rows = {key: row for row, key in enumerate(keys)}
         for key, places in self.live.holding(keys).items():
             older = [(live, row) for live, row in places if live.stem < stem]
-            running = self._running(key, older) if older else None
+            running = self._running(older)
             if running is not None:
                 targets[rows[key]] = running
         for first, end in _runs(targets):
@@ -251,7 +252,7 @@ class ClientSession(Generic[Ticket]):
             elif stem not in missing:
                 self._follow_aliases(stem)
             else:
-                found, gone = self._follow_key(self._open_rows(stem), sure=stem in self._missing)
+                found, gone = self._follow_key(stem, sure=stem in self._missing)
                 elsewhere += found
                 lost += gone
         self._missing = missing
@@ -264,19 +265,22 @@ class ClientSession(Generic[Ticket]):
         return {row: ticket for row, ticket in enumerate(tickets) if ticket is not None}
 
     def _follow_key(
-        self, rows: dict[int, Ticket], *, sure: bool
+        self, stem: str, *, sure: bool
     ) -> tuple[list[tuple[Ticket, Found]], list[Ticket]]:
         """Rows of a task file that is not there: their outcomes stand elsewhere, or are lost.
 
         One listing that misses the file proves nothing; two do.
         """
         elsewhere, lost = [], []
-        for ticket in rows.values():
+        for row, ticket in self._open_rows(stem).items():
             found = self.results.find(self._key_of(ticket))
             if found is not None:
                 elsewhere.append((ticket, found))
             elif sure:
                 lost.append(ticket)
+            else:
+                continue
+            self.unbind(stem, row, ticket)
         return elsewhere, lost
 
     def unbind(self, stem: str, row: int, ticket: Ticket) -> None:

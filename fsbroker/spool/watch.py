@@ -11,7 +11,7 @@ import errno
 import os
 import warnings
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "overlay", "ramfs"}
 """File systems whose changes all pass through this kernel."""
@@ -23,6 +23,7 @@ _CURE = (
     "max_user_instances."
 )
 
+_NEWS = ("created", "moved", "deleted")
 FIRST_DELAY = 0.01
 LAST_DELAY = 5.0
 GROWTH = 1.5
@@ -69,16 +70,15 @@ class Watchdog:
     delay = LAST_DELAY
 
     def __init__(self, directory: str, wake: Callable[[], None]) -> None:
-        from watchdog.events import FileSystemEventHandler
+        from watchdog.events import FileSystemEvent, FileSystemEventHandler
         from watchdog.observers import Observer
 
         class Handler(FileSystemEventHandler):
             """Names that come and go; not who opens and reads files, or we wake ourselves."""
 
-            def on_created(self, _: Any) -> None:
-                wake()
-
-            on_moved = on_deleted = on_created
+            def on_any_event(self, event: FileSystemEvent) -> None:
+                if event.event_type in _NEWS:
+                    wake()
 
         self._observer = Observer()
         self._observer.daemon = True
