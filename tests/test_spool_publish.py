@@ -110,6 +110,18 @@ def test_a_failed_fsync_publishes_nothing(spool, monkeypatch, number):
     assert spool.files.names(spool.area.tmp) == []
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT])
+def test_nothing_is_published_before_what_it_rests_on_is_durable(spool, number):
+    """The log's directory must be synced first; a second fsync that succeeds proves nothing."""
+    files, liar = lying(spool)
+    files.before["sync_directory"] = [error(number)]
+    first = [spool.area.claims]
+    with pytest.raises(OSError):
+        publish(files, liar.area, made(), final(spool), durable=True, first=first)
+    assert token_of(spool.files, final(spool)) is None
+    assert spool.files.names(spool.area.tmp) == []
+
+
 def test_an_unsynced_directory_is_an_error(spool):
     files, liar = lying(spool)
     files.before["sync_directory"] = [error(errno.EIO)]

@@ -41,9 +41,11 @@ def publish(
         SpoolFull, SpoolUnwritable, OSError: nothing was published.
     """
     temporary = area.temporary(image.token)
-    done = _linked(files, temporary, image, path, first if durable else None)
-    with suppress(OSError, SpoolError):
-        files.unlink(temporary)
+    try:
+        done = _linked(files, temporary, image, path, first if durable else None)
+    finally:
+        with suppress(OSError, SpoolError):
+            files.unlink(temporary)
     if durable and done:
         files.sync_directory(path.rpartition("/")[0])
     return done
@@ -53,32 +55,34 @@ def _linked(
     files: Files, temporary: str, image: Image, path: str, first: Sequence[str] | None
 ) -> bool:
     """Write and link. A temporary file that somebody swept meanwhile is written again."""
+    _write(files, temporary, image, sync=first is not None)
+    # Where this fails the publish has failed: a second fsync may succeed though the
+    # first one's pages are lost.
+    for directory in first or ():
+        files.sync_directory(directory)
     last: OSError | None = None
-    written = False
     for _ in range(ATTEMPTS):
         try:
-            if not written:
-                files.write_new(temporary, image.chunks, sync=first is not None)
-                written = True
-                for directory in first or ():
-                    files.sync_directory(directory)
             files.link(temporary, path)
             return True
         except OSError as error:
             last = error
-        if not written:
-            # a failed write or fsync leaves nothing to believe in: begin again, once more
-            # only where the name was taken by an earlier try whose reply was lost
-            if last.errno != errno.EEXIST:
-                raise last
-            with suppress(OSError):
-                files.unlink(temporary)
-            continue
         found = token_of(files, path)
         if found is not None:
             return found == image.token
-        written = last.errno != errno.ENOENT
+        if last.errno == errno.ENOENT:
+            _write(files, temporary, image, sync=first is not None)
     assert last is not None
     if last.errno == errno.EEXIST:
         return False  # taken by something that cannot be read: not ours
     raise last
+
+
+def _write(files: Files, temporary: str, image: Image, *, sync: bool) -> None:
+    """Write the temporary file; once more if the name is taken by a try whose reply was lost."""
+    try:
+        files.write_new(temporary, image.chunks, sync=sync)
+    except FileExistsError:
+        with suppress(OSError):
+            files.unlink(temporary)
+        files.write_new(temporary, image.chunks, sync=sync)
