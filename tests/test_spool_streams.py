@@ -12,7 +12,7 @@ from fsbroker.spool.index import Results
 from fsbroker.spool.presence import Self
 from fsbroker.spool.streams import Sealed, Stream, entries, is_seal, results_of, seal
 from fsbroker.task import Status
-from tests.faults.parts import found_in, key_of, lying, outcome, plain
+from tests.faults.parts import found_in, key_of, lying, news, outcome, plain
 
 ME, YOU = "a" * 16, "b" * 16
 
@@ -214,7 +214,7 @@ def test_errors_and_generations_go_into_packs(spool):
     results.poll(deep=True)
     found = results.find(key_of("bad"))
     assert "packs/" in found.place.path
-    one = results.file(found.place.path).outcome(found.place.index)
+    one = results.file(found.place.path).outcome(found.place.row)
     assert (one.status, one.error, one.generation) == (Status.FAILED, {"type": "E"}, 3)
 
 
@@ -231,7 +231,7 @@ def test_a_reader_with_an_old_listing_finds_what_moved(spool):
     for number in range(12):
         found = old.find(key_of(f"{ME}{number}"))
         assert found is not None
-        value = old.file(found.place.path).value(found.place.index)
+        value = old.file(found.place.path).value(found.place.row)
         assert value.data == f'"{ME}{number}"'.encode()
 
 
@@ -251,15 +251,15 @@ def test_a_poll_tells_only_news(spool):
     mine, me = stream(spool), Self(spool.files, spool.area, ME, {})
     me.appear()
     results = Results(spool.files, spool.area)
-    assert results.poll() == []
+    assert news(results) == []
     publish(spool, mine, "one")
-    assert results.poll() == []  # the beat tells
+    assert news(results) == []  # the beat tells
     me.beat(1)
-    assert [file.keys for file in results.poll()] == [[key_of("one")]]
-    assert results.poll() == []
+    assert [file.keys for file in news(results)] == [[key_of("one")]]
+    assert news(results) == []
     publish(spool, mine, "two")
     me.vanish()
-    assert [file.keys for file in results.poll()] == [[key_of("two")]]
+    assert [file.keys for file in news(results)] == [[key_of("two")]]
 
 
 def test_which_rows_have_ended_wherever_they_stand(spool):

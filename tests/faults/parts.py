@@ -10,6 +10,7 @@ from fsbroker.agent.session import AgentSession
 from fsbroker.client.session import ClientSession, Lane
 from fsbroker.spool.files import Files
 from fsbroker.spool.spool import Spool
+from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import Arguments, FunctionEntry, Limits, TaskRow
 from fsbroker.task import Dependency, Encoding, Outcome, Status, Value
 
@@ -69,10 +70,16 @@ def run_claim(session: AgentSession, claim) -> list[Outcome]:
     ]
 
 
+def news(results, *, deep: bool = False) -> list[ResultFile]:
+    """What a poll finds."""
+    results.poll(deep=deep)
+    return results.news()
+
+
 def found_in(results) -> dict[bytes, tuple[int, bytes]]:
     """Status and value of every outcome that a fresh look finds, by key; each only once."""
     found: dict[bytes, tuple[int, bytes]] = {}
-    for file in results.poll(deep=True):
+    for file in news(results, deep=True):
         for index, key in enumerate(file.keys):
             one = file.outcome(index)
             assert found.setdefault(key, (one.status, one.value.data)) == (
