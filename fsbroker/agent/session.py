@@ -78,7 +78,7 @@ class AgentSession:
         self._waiting: dict[str, Waiting] = {}
         self.held: dict[str, set[int]] = {}
         self.live = LiveFiles(self._files, self._area)
-        self.results = Results(self._files, self._area)
+        self.results = Results(self._files, self._area, durable=self._durable)
 
     # -- life ----------------------------------------------------------------------------
 
@@ -483,7 +483,41 @@ class AgentSession:
         for live in self.live:
             with suppress(FileDamaged, FileRefused):
                 found |= self._retire_if_ended(live)
+        self._quarantine()
         return packs.cycle(self._files, self._area) or found
+
+    def _quarantine(self) -> None:
+        """Put aside what cannot be read; rows whose outcomes went with it run again.
+
+        Of its own rows an agent knows that they were published, so it reopens them. Rows of
+        agents that have ended are reopened by recovery, like all without an outcome.
+        """
+        own = self._area.stream(self.agent) + "/"
+        if any(path.startswith(own) for path in self.results.damaged):
+            for stem, rows in list(self._published.items()):
+                self._reopen_lost(stem, rows)
+        damaged = [self._area.task_file(stem) for stem in self.live.damaged]
+        for path in [*damaged, *self.results.damaged]:
+            if not self._is_top(path):
+                with suppress(FileNotFoundError):
+                    self._files.rename(path, self._area.quarantined(path, self._files.token()))
+
+    def _is_top(self, path: str) -> bool:
+        """The highest file of a stream: it tells the next number, and stays."""
+        directory, _, name = path.rpartition("/")
+        return directory.startswith(self._area.results) and name == max(
+            self._files.names(directory), default=""
+        )
+
+    def _reopen_lost(self, stem: str, rows: set[int]) -> None:
+        live = self.live.get(stem)
+        if live is None:
+            return
+        fold, ended = live.log.fold, self.results.ended(stem, live.file.keys)
+        for row in [row for row in rows if not ended[row]]:
+            about = f"{fold.generation[row]} its result file was damaged"
+            self._append_all(live, Kind.LOST, [row], about)
+            rows.discard(row)
 
     def _end_cancelled(self, live: LiveFile) -> None:
         """Publish that cancelled rows will not run, for everybody who waits for them."""

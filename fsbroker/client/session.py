@@ -19,7 +19,18 @@ from fsbroker.spool import taskfile
 from fsbroker.spool.index import Found, Results
 from fsbroker.spool.layout import Stem
 from fsbroker.spool.live import LiveFile, LiveFiles, give_birth
-from fsbroker.spool.log import OPEN, Kind, Log, Range, Retired, State, fitting, ranges_of, rows_of
+from fsbroker.spool.log import (
+    OPEN,
+    Fold,
+    Kind,
+    Log,
+    Range,
+    Retired,
+    State,
+    fitting,
+    ranges_of,
+    rows_of,
+)
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import Limits, TaskRow
@@ -94,7 +105,7 @@ class ClientSession(Generic[Ticket]):
         self._files, self._area, self._durable = spool
         self.ident: str = self._files.token()
         self.live = LiveFiles(self._files, self._area)
-        self.results = Results(self._files, self._area)
+        self.results = Results(self._files, self._area, durable=self._durable)
         self._bound: dict[str, dict[int, Ticket] | list[Ticket | None]] = {}
         self._missing: set[str] = set()
 
@@ -106,35 +117,50 @@ class ClientSession(Generic[Ticket]):
         Tasks are looked at first, then fresh results, then packs (rule 14).
         """
         self.live.poll()
-        rows = self.live.holding(keys)
-        self.results.poll(deep=bool(rows))
+        candidates = self._may_run(self.live.holding(keys))
+        self.results.poll(deep=bool(candidates))
         outcomes = {}
         for key in self.results.known(keys):
             found = self.results.find(key)
             if found is not None:
                 outcomes[key] = found
         running = {}
-        for key, places in rows.items():
-            row = self._running(places)
+        for key, places in candidates.items():
+            row = self._first_running(places)
             if row is not None:
                 running[key] = row
+        if running and self._durable:
+            # Others may have linked these files a moment ago: before somebody relies on
+            # them they must survive a power loss.
+            self._files.sync_directory(self._area.tasks)
         return outcomes, running
 
-    def _running(self, places: Sequence[tuple[LiveFile, int]]) -> tuple[str, int] | None:
-        """The first live row that has neither ended nor been cancelled."""
-        for live, row in places:
+    def _may_run(
+        self, rows: dict[bytes, list[tuple[LiveFile, int]]]
+    ) -> dict[bytes, list[tuple[LiveFile, int]]]:
+        """Those of the live rows that neither were cancelled nor follow another one.
+
+        Their outcomes are to be looked for after this: then a row whose file retires
+        meanwhile is found by its outcome.
+        """
+        files = {live.stem: live for places in rows.values() for live, _ in places}
+        for stem, live in list(files.items()):
             try:
                 live.log.refresh()
-                ended = self.results.ended(live.stem, live.file.keys)[row]
             except (Retired, FileNotFoundError):
-                self.live.forget(live.stem)
-                continue
-            state = live.log.fold.state[row]
-            if (
-                not ended
-                and state not in (State.CANCELLED, State.ALIASED)
-                and row not in live.log.fold.cancelled
-            ):
+                self.live.forget(stem)
+                del files[stem]
+        found: dict[bytes, list[tuple[LiveFile, int]]] = {}
+        for key, places in rows.items():
+            for live, row in places:
+                if live.stem in files and _may_run(live.log.fold, row):
+                    found.setdefault(key, []).append((live, row))
+        return found
+
+    def _first_running(self, places: Sequence[tuple[LiveFile, int]]) -> tuple[str, int] | None:
+        """The first of the rows that has no outcome."""
+        for live, row in places:
+            if not self.results.ended(live.stem, live.file.keys)[row]:
                 return live.stem, row
         return None
 
@@ -167,9 +193,10 @@ class ClientSession(Generic[Ticket]):
             return
         targets: dict[int, tuple[str, int]] = {}
         rows = {key: row for row, key in enumerate(keys)}
-        for key, places in self.live.holding(keys).items():
-            older = [(live, row) for live, row in places if live.stem < stem]
-            running = self._running(older)
+        candidates = self._may_run(self.live.holding(keys))
+        self.results.poll()
+        for key, places in candidates.items():
+            running = self._first_running([place for place in places if place[0].stem < stem])
             if running is not None:
                 targets[rows[key]] = running
         for first, end in _runs(targets):
@@ -328,6 +355,8 @@ class ClientSession(Generic[Ticket]):
                 else:
                     log.refresh()
                     left = self._open_of(log, left)
+            if self._durable:
+                log.sync()
         except (Retired, FileNotFoundError):
             return set()
         return log.fold.cancelled.intersection(rows)
@@ -373,3 +402,7 @@ def _runs(targets: Mapping[int, tuple[str, int]]) -> Iterator[Range]:
         first, end = row, row + 1
     if first is not None and end is not None:
         yield first, end
+
+
+def _may_run(fold: Fold, row: int) -> bool:
+    return fold.state[row] not in (State.CANCELLED, State.ALIASED) and row not in fold.cancelled

@@ -84,9 +84,10 @@ class Results:
         damaged: paths of files that cannot be read, with the reason: not looked at again.
     """
 
-    def __init__(self, files: Files, area: Area) -> None:
+    def __init__(self, files: Files, area: Area, *, durable: bool = True) -> None:
         self._files = files
         self._area = area
+        self._durable = durable
         self._streams: dict[str, _StreamState] = {}
         self._present: dict[str, Presence] = {}
         self._unindexed: list[tuple[str, list[bytes]]] = []
@@ -136,6 +137,10 @@ class Results:
             return False
         numbers = entries(self._files, self._area, agent)
         new = [number for number in numbers if number >= state.next]
+        if self._durable and new and new[-1] >= published:
+            # An agent announces what is durable. What it has not announced may be gone
+            # after a power loss, and must not be acted on before it is safe.
+            self._files.sync_directory(self._area.stream(agent))
         missed = False
         for number in new:
             file = self._result(agent, number, last=number == numbers[-1])

@@ -195,6 +195,7 @@ class Area:
         self.archive = f"{path}/archive"
         self.blobs = f"{path}/blobs"
         self.logs = f"{path}/logs"
+        self.agent_logs = f"{path}/logs/agents"
         self.cancel = f"{path}/cancel"
         self.quarantine = f"{path}/quarantine"
         self.tmp = f"{path}/tmp"  # noqa: S108 - of the spool, private to its owner
@@ -237,6 +238,9 @@ class Area:
 
     def task_logs(self, key: bytes, agent: str, generation: int) -> str:
         return f"{self.logs}/{key.hex()}/{agent}.{generation}"
+
+    def quarantined(self, path: str, token: str) -> str:
+        return f"{self.quarantine}/{token}.{path.rpartition('/')[2]}"
 
     def temporary(self, token: str) -> str:
         return f"{self.tmp}/{token}"
