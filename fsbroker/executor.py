@@ -1,31 +1,27 @@
 """`ClusterExecutor`: the standard library's Executor over a spool.
 
-    submit -> keys (address) -> client.loop (outbox, thread) -> spool -> agents
+    submit -> client.submitter (address) -> client.loop (outbox, thread) -> spool -> agents
+    attach, futures -> client.loop -> futures of tasks that are in the spool already
+
+What works behind it is imported when the first executor is made: `import fsbroker` stands
+in scripts that only submit now and then, and must not take the time that numpy and h5py do.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
-import getpass
 import os
-import platform
-import secrets
-import sys
 import weakref
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from fsbroker import keys
-from fsbroker.environment import environment, own_path
-from fsbroker.client.loop import Attach, ClientLoop, Order, Submitted
-from fsbroker.client.session import Lane
-from fsbroker.errors import ResourceError, SpoolError
+from fsbroker.errors import ResourceError
 from fsbroker.future import Future
-from fsbroker.launch.local import LocalLauncher
-from fsbroker.pickling import ForeignFutures
-from fsbroker.resources import Resources, merged
-from fsbroker.spool.spool import Spool, create, open_spool
-from fsbroker.spool.taskfile import Limits
+
+if TYPE_CHECKING:
+    from fsbroker.client.loop import Agents, ClientLoop
+    from fsbroker.resources import Capacity
+    from fsbroker.spool.spool import Spool
 
 BACKENDS = ("local", "none")
 
@@ -40,7 +36,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         spool: the directory; created if it does not exist.
         backend: "local" starts agents as processes of this machine; "none" starts none
             (somebody else's agents serve the spool).
-        max_workers: cores of each agent; default: all of this machine.
+        max_workers: cores of each agent; default: all that this process may use.
         resource_dict: defaults for every call (`Resources`).
         agents: how many local agents share the work.
         tag: a name under which `futures` finds these tasks again.
@@ -48,11 +44,11 @@ class ClusterExecutor(concurrent.futures.Executor):
         idle_timeout: seconds after which an agent without work ends.
 
     Raises:
-        ResourceError: a wrong argument or resource.
+        ResourceError: a wrong argument or resource, or one that cannot be granted here.
         SpoolError: the spool cannot be created or used.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, given by name
         self,
         spool: str | os.PathLike[str],
         backend: str = "local",
@@ -64,24 +60,31 @@ class ClusterExecutor(concurrent.futures.Executor):
         watch: str = "auto",
         idle_timeout: float = 120.0,
     ) -> None:
-        if backend not in BACKENDS:
-            raise ResourceError("Unknown backend", repr(backend), f"Valid: {', '.join(BACKENDS)}")
-        cores = _positive("max_workers", max_workers or os.cpu_count() or 1)
-        self._resources = merged(Resources(), resource_dict)
+        from fsbroker.client.loop import ClientLoop
+        from fsbroker.client.submitter import Submitter
+        from fsbroker.resources import Resources, merged
+        from fsbroker.spool.spool import create
+
+        _one_of("watch", watch, ("auto", "watchdog", "polling"))
+        if type(idle_timeout) not in (int, float) or not idle_timeout > 0:
+            raise ResourceError("idle_timeout must be a number above 0", f"got {idle_timeout!r}")
+        if not isinstance(tag, str):
+            raise ResourceError("tag must be a string", f"got {tag!r}")
+        cores = len(os.sched_getaffinity(0)) if max_workers is None else max_workers
+        self._max_workers = _positive("max_workers", cores)
+        _positive("agents", agents)
+        _one_of("backend", backend, BACKENDS)
+        defaults = merged(Resources(), resource_dict)
         self._tag = tag
         self._spool = create(spool)
-        launcher = None
-        if backend == "local":
-            agents = _positive("agents", agents)
-            launcher = LocalLauncher(self._spool, cores, agents, idle_timeout)
-        self._max_workers = cores
+        launcher, capacity = _agents(self._spool, backend, cores, agents, idle_timeout)
         self._loop = ClientLoop(self._spool, launcher, watch)
-        self._orders: dict[Any, tuple[Resources, Order]] = {}
+        self._submitter = Submitter(self._loop, defaults, capacity, tag)
         self._closed = False
         self._pid = os.getpid()
+        # Collected without `shutdown`, it takes no more calls; futures still resolve.
         self._finalizer = weakref.finalize(self, self._loop.close)
         self._finalizer.atexit = False
-        self._resources_here, self._order = self._order_for(None)
 
     def submit(  # type: ignore[override]
         self,
@@ -97,71 +100,47 @@ class ClusterExecutor(concurrent.futures.Executor):
         in the spool gives it at once, one that is pending or running is attached to, one
         that failed or was cancelled is tried again.
 
+        Args:
+            resource_dict: what this call needs, in place of the executor's defaults.
+
         Raises:
             CannotPickle, ResourceError: nothing was submitted.
             RuntimeError: after `shutdown`, or in a forked child.
         """
         if self._closed or os.getpid() != self._pid:
             raise RuntimeError(self._why_closed())
-        if resource_dict is None:
-            resources, order = self._resources_here, self._order
-        else:
-            resources, order = self._order_for(resource_dict)
-        function = keys.identify(fn)
-        preset = b"" if order.cache != "off" else secrets.token_bytes(16)
-        try:
-            call = function.call(args, kwargs, resources.cores, preset, resources.cache_key)
-        except ForeignFutures as foreign:
-            return self._submit_later(foreign.futures, fn, args, kwargs, resource_dict)
-        future = Future(call.key, self._loop)
-        self._loop.put(Submitted(future, call, function, order))
-        if self._loop.thread is None:
-            self._loop.start()
-        return future
+        return self._submitter.submit(fn, args, kwargs, resource_dict)
 
     def _why_closed(self) -> str:
-        if self._closed:
-            return "cannot schedule new futures after shutdown"
-        return "this executor belongs to the parent process; create one in the child"
+        if os.getpid() != self._pid:
+            return (
+                f"This executor belongs to process {self._pid}, of which {os.getpid()} is a fork; "
+                "create one here (on the same spool, if you like)"
+            )
+        return "cannot schedule new futures after shutdown"
 
-    def _submit_later(
+    def map(
         self,
-        foreign: list[concurrent.futures.Future[Any]],
         fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        resource_dict: Mapping[str, Any] | None,
-    ) -> Future:
-        """Futures of other executors: wait for their values here, then submit with them."""
-        raise NotImplementedError
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        **more: Any,
+    ) -> Iterator[Any]:
+        """Results of ``fn`` for the items of the iterables, in their order; as `map`.
 
-    def _order_for(self, wishes: Mapping[str, Any] | None) -> tuple[Resources, Order]:
-        """Resources of a call, and the lane of task files that they lead to."""
-        resources = merged(self._resources, wishes)
-        context = (resources, os.getcwd(), tuple(sys.path))
-        known = self._orders.get(context)
-        if known is None:
-            known = self._orders[context] = (resources, self._make_order(resources))
-        return known
+        Args:
+            timeout: seconds from now until the results must be there.
+            chunksize: accepted, for the standard library has it. Calls travel together
+                anyhow, as many as there are, and each has a key of its own.
+            more: what the standard library's `map` takes besides (``buffersize``).
 
-    def _make_order(self, resources: Resources) -> Order:
-        import cloudpickle
-
-        meta = {
-            "user": getpass.getuser(),
-            "host": platform.node(),
-            "python": platform.python_version(),
-            "cloudpickle": cloudpickle.__version__,
-            "tag": self._tag,
-            "cwd": resources.cwd or os.getcwd(),
-            "path": own_path(),
-            "error_log_file": resources.error_log_file or "",
-        }
-        limits = Limits(resources.cores, resources.run_time_max or 0.0, resources.retries)
-        lane = Lane(
-            resources.priority, str(resources.shape), environment(), limits, _frozen(meta)
-        )
-        return Order(lane, resources.cache)
+        Raises:
+            TimeoutError: (from the iterator) a result was not there in time.
+        """
+        if chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls.
@@ -174,41 +153,75 @@ class ClusterExecutor(concurrent.futures.Executor):
         if os.getpid() != self._pid:
             return
         if cancel_futures:
-            self._loop.flush(FLUSH)
             self._loop.cancel_all()
         self._loop.close()
         if wait:
             self._loop.wait()
 
     def futures(self, tag: str | None = None) -> list[Future]:
-        """Futures of the tasks with a tag (default: this executor's), without resubmitting."""
+        """Futures of the tasks with a tag (default: this executor's), without resubmitting.
+
+        Raises:
+            RuntimeError: in a forked child.
+        """
+        if os.getpid() != self._pid:
+            raise RuntimeError(self._why_closed())
         from fsbroker.client.history import keys_with_tag
 
         wanted = self._tag if tag is None else tag
         return self._loop.futures_of(keys_with_tag(self._spool, wanted))
 
 
-FLUSH = 60.0
-"""Seconds that `shutdown` waits for the outbox before it cancels what is in it."""
-
-
-def attach(spool: str | os.PathLike[str], key: bytes | str) -> Future:
+def attach(spool: str | os.PathLike[str], key: bytes | str, *, backend: str = "local") -> Future:
     """A future of a task that is in the spool, from any session of its user.
 
     Args:
-        key: as `Future.key` gives it, or its 40 hex digits (or the first of them).
+        key: as `Future.key` gives it, or its 40 hex digits.
+        backend: as of `ClusterExecutor`: whether to start agents here if the task still
+            waits and none runs.
 
     Raises:
+        ResourceError: this is not a key.
         SpoolMissing: there is no spool.
         TaskLost: (from the future) the spool has no such task.
     """
+    from fsbroker.client.loop import ClientLoop
+    from fsbroker.spool.spool import open_spool
+
+    binary = _key(key)
+    _one_of("backend", backend, BACKENDS)
     opened = open_spool(spool)
-    loop = ClientLoop(opened, LocalLauncher(opened, os.cpu_count() or 1))
-    if isinstance(key, str):
-        key = bytes.fromhex(key)
-    (future,) = loop.futures_of([key])
+    launcher, _ = _agents(opened, backend, len(os.sched_getaffinity(0)))
+    loop: ClientLoop = ClientLoop(opened, launcher)
+    (future,) = loop.futures_of([binary])
     loop.close()
     return future
+
+
+def _agents(
+    spool: Spool, backend: str, cores: int, agents: int = 1, idle_timeout: float = 120.0
+) -> tuple[Agents | None, Capacity | None]:
+    """Who starts agents, and the most that these can have; None: nobody, and unknown."""
+    if backend != "local":
+        return None, None
+    from fsbroker.launch.local import LocalLauncher
+
+    launcher = LocalLauncher(spool, cores, agents, idle_timeout)
+    return launcher, launcher.capacity
+
+
+def _key(key: bytes | str) -> bytes:
+    from fsbroker.task import KEY_BYTES
+
+    try:
+        binary = bytes.fromhex(key) if isinstance(key, str) else bytes(memoryview(key))
+    except (TypeError, ValueError):
+        binary = b""
+    if len(binary) != KEY_BYTES:
+        raise ResourceError(
+            f"A key is {KEY_BYTES} bytes or {2 * KEY_BYTES} hex digits", f"got {key!r}"
+        )
+    return binary
 
 
 def _positive(name: str, value: object) -> int:
@@ -217,8 +230,9 @@ def _positive(name: str, value: object) -> int:
     return value
 
 
-def _frozen(meta: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, value) for name, value in meta.items())
+def _one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ResourceError(f"Unknown {name}", repr(value), f"Valid: {', '.join(valid)}")
 
 
-__all__ = ["Attach", "ClusterExecutor", "Iterable", "Spool", "SpoolError", "attach"]
+__all__ = ["ClusterExecutor", "attach"]

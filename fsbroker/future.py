@@ -7,7 +7,7 @@ import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures._base import CANCELLED, CANCELLED_AND_NOTIFIED, FINISHED, PENDING
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from fsbroker.task import Dependency
@@ -29,11 +29,11 @@ _addressing = threading.local()
 @contextmanager
 def addressed_in(root: str) -> Iterator[None]:
     """While a call is addressed in a spool, futures of other spools are foreign to it."""
-    _addressing.root = root
+    before, _addressing.root = getattr(_addressing, "root", None), root
     try:
         yield
     finally:
-        del _addressing.root
+        _addressing.root = before
 
 
 class Future(concurrent.futures.Future):  # type: ignore[type-arg]
@@ -50,10 +50,10 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         twins: the futures of this client with the same key, this one too; None if alone.
     """
 
-    _addressed: concurrent.futures.Future[None] | None = None
+    addressed: concurrent.futures.Future[None] | None = None
     """Done as soon as the key is known, or will never be; None if it was from the start."""
-    _fresh = False
-    """Its task computes a value anew, and the one that the spool has is not meant."""
+    fresh = False
+    """Its task computes a value anew: the one that the spool has is not meant."""
 
     def __init__(self, key: bytes | None, loop: ClientLoop) -> None:
         # The base class makes a condition, a deque and two lists for each future: ten
@@ -77,6 +77,9 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         self._shared = True
         return self.__dict__.setdefault(name, make())  # atomic: two threads get the same
 
+    def __deepcopy__(self, _: Any) -> Future:
+        return self  # it stands for its task wherever it is
+
     @property
     def dependency(self) -> Dependency | None:
         """What stands for this future in the arguments of another task.
@@ -84,9 +87,10 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         None where only its value can: its key is not known yet, is that of an old value as
         well, or is one of another spool.
         """
-        if self.key is None or (self._fresh and not self.done()):
+        if self.key is None or (self.fresh and not self.done()):
             return None
-        if getattr(_addressing, "root", self._loop.root) != self._loop.root:
+        root = getattr(_addressing, "root", None)
+        if root is not None and root != self._loop.root:
             return None
         return Dependency(self.key)
 
@@ -158,13 +162,20 @@ class Future(concurrent.futures.Future):  # type: ignore[type-arg]
         self._exception = error
         self._state = FINISHED
         if not self._shared:
-            return False
+            return self.addressed is not None
         with self._condition:
             for waiter in self._waiters:
                 waiter.add_result(self) if error is None else waiter.add_exception(self)
             self._condition.notify_all()
-        return "_done_callbacks" in self.__dict__
+        return "_done_callbacks" in self.__dict__ or self.addressed is not None
 
     def call_back(self) -> None:
         """Tell everybody who asked for it. Callbacks may do anything: hold no lock."""
+        self.tell_addressed()
         self._invoke_callbacks()
+
+    def tell_addressed(self) -> None:
+        """Tell calls that wait for the key that it is known, or will never be."""
+        if self.addressed is not None:
+            with suppress(concurrent.futures.InvalidStateError):
+                self.addressed.set_result(None)

@@ -58,6 +58,10 @@ FLUSH = 30.0
 """Seconds to wait until the outbox is published: at the interpreter's end, and to cancel."""
 
 
+ROOTS: set[str] = set()
+"""The spools that futures of this process are of."""
+
+
 class Order(NamedTuple):
     """How a call is to be treated.
 
@@ -97,6 +101,7 @@ class ClientLoop:
     def __init__(self, spool: Spool, agents: Agents | None, method: str = "auto") -> None:
         self.spool = spool
         self.root = spool.files.root
+        ROOTS.add(self.root)
         self.pid = os.getpid()
         self._agents = agents
         self._method = method
@@ -207,6 +212,7 @@ class ClientLoop:
                 self._settle(future, None, error)
             self._idle.notify_all()
         self._call_back()
+        future.tell_addressed()
 
     def cancel(self, future: Future) -> bool:
         """See `Future.cancel`."""
@@ -231,6 +237,8 @@ class ClientLoop:
             future.twins.remove(future)
         if alone is not None:
             self._forget(alone)
+        self._deferred.discard(future)
+        self._idle.notify_all()
         return True
 
     def _take_back(self, first: Future) -> bool:
@@ -251,6 +259,7 @@ class ClientLoop:
         self.flush(FLUSH)
         with self._idle:
             ended += [future for future in self._deferred if future.cancel_here()]
+            self._deferred.clear()
             ended += self._cancel_open()
             self._idle.notify_all()
         for future in ended:

@@ -1,0 +1,170 @@
+"""From a function and its arguments to a call in the outbox.
+
+resource_dict -> Resources -> lane of task files
+fn, arguments -> keys.identify, Function.call -> key, payload -> Submitted -> outbox
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import secrets
+import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future as AnyFuture
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import cloudpickle
+
+from fsbroker import keys
+from fsbroker.client.foreign import Arguments, Deferred
+from fsbroker.client.loop import ROOTS, ClientLoop, Order, Submitted
+from fsbroker.client.session import Lane
+from fsbroker.environment import environment, own_path
+from fsbroker.errors import CannotPickle
+from fsbroker.future import Future, addressed_in
+from fsbroker.keys import Call, Function
+from fsbroker.pickling import Foreign, ForeignFutures
+from fsbroker.resources import Capacity, Resources, merged
+from fsbroker.spool.taskfile import Limits
+
+
+class Submitter:
+    """What an executor does with each call. Any thread may use it.
+
+    Args:
+        loop: takes what is submitted.
+        defaults: resources of every call.
+        capacity: what no call may exceed; None if anything may be there.
+        tag: a name under which the tasks are found again.
+    """
+
+    def __init__(
+        self, loop: ClientLoop, defaults: Resources, capacity: Capacity | None, tag: str
+    ) -> None:
+        self._loop = loop
+        self._defaults = defaults
+        self._capacity = capacity
+        self._tag = tag
+        self._orders: dict[Any, Order] = {}
+        self._lanes: dict[Lane, Lane] = {}
+        self._resources = self._checked(None)
+        self._order = self._order_for(self._resources)
+
+    def submit(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        wishes: Mapping[str, Any] | None,
+    ) -> Future:
+        """Address a call and put it into the outbox.
+
+        Raises:
+            CannotPickle, ResourceError: nothing was submitted.
+        """
+        if wishes is None:
+            resources, order = self._resources, self._order
+        else:
+            resources = self._checked(wishes)
+            order = self._order_for(resources)
+        loop = self._loop
+        called = _Called(fn, _identify(fn, order.cache), resources)
+        try:
+            function, call = called.address((args, kwargs))
+            if call.payload.dependencies and len(ROOTS) > 1:
+                with addressed_in(loop.root):  # some may be of other spools
+                    function, call = called.address((args, kwargs))
+        except ForeignFutures as foreign:
+            return self._defer(called, (args, kwargs), order, foreign.futures)
+        future = Future(call.key, loop)
+        if order.cache == "refresh":
+            future.fresh = True
+        loop.put(Submitted(future, call, function, order))
+        if loop.thread is None:
+            loop.start()
+        return future
+
+    def _defer(
+        self,
+        called: _Called,
+        arguments: Arguments,
+        order: Order,
+        futures: list[AnyFuture[Any]],
+    ) -> Future:
+        """Wait for futures that no agent knows, then submit with their values."""
+
+        def address(arguments: Arguments, foreign: Foreign) -> Submitted:
+            function, call = called.address(arguments, foreign)
+            deferred.future.fresh = order.cache == "refresh"
+            return Submitted(deferred.future, call, function, order)
+
+        deferred = Deferred(self._loop, address, arguments)
+        deferred.wait_for(futures)
+        return deferred.future
+
+    def _checked(self, wishes: Mapping[str, Any] | None) -> Resources:
+        resources = merged(self._defaults, wishes)
+        if self._capacity is not None:
+            self._capacity.require(resources)
+        return resources
+
+    def _order_for(self, resources: Resources) -> Order:
+        """The lane of task files that resources lead to, here and now."""
+        # What only makes the key does not part calls that could share a task file.
+        resources = replace(resources, cache_key=None)
+        context = (resources, os.getcwd(), tuple(sys.path))
+        known = self._orders.get(context)
+        if known is None:
+            lane = self._lane(resources)
+            lane = self._lanes.setdefault(lane, lane)
+            known = self._orders[context] = Order(lane, resources.cache)
+        return known
+
+    def _lane(self, resources: Resources) -> Lane:
+        meta = {
+            "user": getpass.getuser(),
+            "host": platform.node(),
+            "python": platform.python_version(),
+            "cloudpickle": cloudpickle.__version__,
+            "tag": self._tag,
+            "cwd": resources.cwd or os.getcwd(),
+            "path": own_path(),
+            "error_log_file": resources.error_log_file or "",
+        }
+        limits = Limits(resources.cores, resources.run_time_max or 0.0, resources.retries)
+        shape = str(resources.shape)
+        return Lane(resources.priority, shape, environment(), limits, tuple(meta.items()))
+
+
+class _Called(NamedTuple):
+    """A function, as it was when it was submitted."""
+
+    fn: Callable[..., Any]
+    function: Function
+    resources: Resources
+
+    def address(
+        self, arguments: Arguments, foreign: Foreign | None = None
+    ) -> tuple[Function, Call]:
+        """The key of a call. Without a cache it is the call's own, and any content will do."""
+        (args, kwargs), ranks, name = arguments, self.resources.cores, self.resources.cache_key
+        if self.resources.cache != "off":
+            return self.function, self.function.call(args, kwargs, ranks, b"", name, foreign)
+        preset = secrets.token_bytes(16)
+        try:
+            return self.function, self.function.call(args, kwargs, ranks, preset, None, foreign)
+        except CannotPickle:
+            function = keys.opaque(self.fn)
+            return function, function.call(args, kwargs, ranks, preset, None, foreign)
+
+
+def _identify(fn: Callable[..., Any], cache: str) -> Function:
+    try:
+        return keys.identify(fn)
+    except CannotPickle:
+        if cache != "off":
+            raise
+        return keys.opaque(fn)
