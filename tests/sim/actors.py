@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsbroker.agent.session import AgentSession, Claim
-from fsbroker.client.session import ClientSession
+from fsbroker.client.session import ClientSession, Ended
 from fsbroker.errors import SpoolError
 from fsbroker.spool.index import Found
 from fsbroker.spool.live import LiveFile
@@ -224,7 +224,9 @@ class Client:
         )
         self.open: dict[Ticket, tuple[str, int] | None] = {}
         self.status: dict[bytes, Status] = {}
+        self.unread: list[Ticket] = []
         self.count = 0
+        self.tried: dict[bytes, int] = {}
 
     def run(self) -> None:
         rounds, nap = 0, 0.01
@@ -248,12 +250,11 @@ class Client:
         if self.cancels and chance.random() < 0.3:
             self._cancel()
         for ended in self.session.poll(deep=chance.random() < 0.1):
-            for index, ticket in ended.tickets:
-                outcome = ended.file.outcome(index)
-                self._resolve(ticket, Status(outcome.status), outcome.value.data)
-                busy = True
+            self._read(ended)
+            busy = True
         if rounds % 7 == 0:
             self._check()
+        self._read_again()
         return busy
 
     # -- submitting --------------------------------------------------------------------------
@@ -268,7 +269,8 @@ class Client:
             ticket = self._ticket(job.key)
             if found is not None and found.status == Status.DONE:
                 if wanted:
-                    self._resolve_found(ticket, found)
+                    self.open[ticket] = None
+                    self.unread.append(ticket)
             elif job.key in running:
                 if wanted and running[job.key] not in self.open.values():
                     self.session.bind(running[job.key], ticket)
@@ -310,28 +312,43 @@ class Client:
 
     # -- outcomes ----------------------------------------------------------------------------
 
-    def _resolve_found(self, ticket: Ticket, found: Found) -> None:
-        file = self.session.results.file(found.place.path)
-        self._resolve(ticket, Status(found.status), file.value(found.place.row).data)
-
     def _resolve(self, ticket: Ticket, status: Status, text: bytes) -> None:
         if ticket in self.world.truth.resolved:
             return  # bound twice, after an error in the middle of a submission
         self.world.truth.resolve(ticket, ticket.key, status, text)
         self.open.pop(ticket, None)
         self.status[ticket.key] = status
-        if status != Status.DONE and self.tries:
-            self.tries -= 1
-            self.batches.append([self.world.jobs[ticket.key].number])
+        job = self.world.jobs[ticket.key]
+        if status == Status.DONE or job.number in self.world.hopeless:
+            return
+        tried = self.tried.get(ticket.key, 0)
+        if tried < self.tries:
+            self.tried[ticket.key] = tried + 1
+            self.batches.append([job.number])
+
+    def _read(self, ended: Ended[Ticket]) -> None:
+        """Tell the tickets; what cannot be read now (or went into a pack) is looked up later."""
+        for index, ticket in ended.tickets:
+            try:
+                outcome = ended.file.outcome(index)
+            except TROUBLE as error:
+                self.world.note(self.actor, f"trouble: {error!r}")
+                self.unread.append(ticket)
+            else:
+                self._resolve(ticket, Status(outcome.status), outcome.value.data)
+
+    def _read_again(self) -> None:
+        for ticket in list(self.unread):
+            known = self.session.results.value(ticket.key)
+            if known is not None:
+                self._resolve(ticket, Status(known[0].status), known[1].data)
+                self.unread.remove(ticket)
 
     def _check(self) -> None:
         checked = self.session.check()
         for ended in checked.ended:
-            for index, ticket in ended.tickets:
-                outcome = ended.file.outcome(index)
-                self._resolve(ticket, Status(outcome.status), outcome.value.data)
-        for ticket, found in checked.elsewhere:
-            self._resolve_found(ticket, found)
+            self._read(ended)
+        self.unread += [ticket for ticket, _ in checked.elsewhere]
         if checked.lost:
             raise Violation(f"{self.actor.name} was told that {checked.lost} are lost")
 

@@ -361,7 +361,8 @@ class ModelOpenFile:
             files.fault("read", self.path)
         if node.links == 0 and files.host.mount.cached:
             # Removed by another client: only its own host would have kept it (.nfs...).
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), self.path)
+            # The kernel says ESTALE, `OpenFile` what it means: the name is gone.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
         data = node.data[offset : offset + length]
         assert isinstance(data, bytes)
         return data

@@ -132,6 +132,10 @@ class World:
         self.hosts = [self._host(number) for number in range(self.scenario.hosts)]
         self.by_number = self._draw_jobs()
         self.jobs = {job.key: job for job in self.by_number}
+        self.hopeless: set[int] = set()
+        for job in self.by_number:
+            if job.failures == NEVER or self.hopeless.intersection(job.needs):
+                self.hopeless.add(job.number)
         self.job_keys = [job.key for job in self.by_number]
         self._names = 0
         self._make_area()
@@ -298,7 +302,7 @@ class World:
             actor.files.calm = NEVER
         self._start_agent()
         everything = [[job.number for job in self.by_number]]
-        last = self._start("last", actors.client, everything, 3 * len(self.by_number))
+        last = self._start("last", actors.client, everything, 2 * len(self.by_number))
         limit = 40_000
         while not last.task.dead:
             limit -= self.scheduler.run_steps(500)
@@ -314,12 +318,9 @@ class World:
 
     def _judge(self) -> None:
         """What must have come out: a value for each job that can have one."""
-        fails: set[int] = set()
         for job in self.by_number:
-            if job.failures == NEVER or fails.intersection(job.needs):
-                fails.add(job.number)
             ended = self.truth.ended_keys.get(job.key)
-            if job.number not in fails and ended != Status.DONE:
+            if job.number not in self.hopeless and ended != Status.DONE:
                 raise Violation(f"job {job.number} has no value, but {ended}")
 
 
