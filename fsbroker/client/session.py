@@ -38,6 +38,10 @@ from fsbroker.spool.taskfile import Limits, TaskRow
 Ticket = TypeVar("Ticket")
 """What the caller wants back when a row ends: a future."""
 
+NUDGE_AFTER = 0.05
+"""Seconds after which a directory with a new name is touched: an NFS v3 client misses the
+second of two changes in one tick of the server's clock, until there is a third."""
+
 
 class Lane(NamedTuple):
     """What all tasks of one task file have in common.
@@ -108,6 +112,7 @@ class ClientSession(Generic[Ticket]):
         self.results = Results(self._files, self._area, durable=self._durable)
         self._bound: dict[str, dict[int, Ticket] | list[Ticket | None]] = {}
         self._missing: set[str] = set()
+        self._nudge_at: float | None = None
 
     # -- submitting ----------------------------------------------------------------------
 
@@ -181,6 +186,7 @@ class ClientSession(Generic[Ticket]):
             sum(1 for row in rows if row.arguments.dependencies),
         )
         give_birth(self._files, self._area, stem, made, durable=self._durable)
+        self._nudge_at = self._files.monotonic() + NUDGE_AFTER
         self._bound[str(stem)] = list(tickets)
         self._alias(str(stem), [row.key for row in rows])
         return str(stem)
@@ -234,6 +240,9 @@ class ClientSession(Generic[Ticket]):
 
     def poll(self, *, deep: bool = False) -> Iterator[Ended[Ticket]]:
         """Tickets whose rows have ended since the last poll."""
+        if self._nudge_at is not None and self._files.monotonic() >= self._nudge_at:
+            self._nudge_at = None
+            self._files.touch_directory(self._area.tasks)
         self.results.poll(deep=deep)
         for file in self.results.news():
             tickets = self._take(file)

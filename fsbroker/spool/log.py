@@ -313,6 +313,7 @@ class Log:
         self.stem = stem
         self.fold = fold
         self.unsynced = False
+        self._overtaken = False
 
     def refresh(self) -> bool:
         """Read what was appended since; True if that was anything.
@@ -321,15 +322,24 @@ class Log:
             Retired: it has ended.
         """
         before = self.fold.next
+        self._read_on()
+        if self.fold.next == before and self._overtaken:
+            # The next number is taken, yet the listing does not show it: two changes in
+            # one tick of an NFS v3 server. Another change makes the client look again.
+            self._files.touch_directory(self.path)
+            self._read_on()
+        self._overtaken = False
+        if self.fold.retired:
+            raise Retired(self.stem)
+        return self.fold.next > before
+
+    def _read_on(self) -> None:
         for _ in range(LISTINGS):
             numbers = self._numbers()
             start = self._newest_checkpoint(numbers)
             dense = self._read_from(numbers, start)
             if dense:
                 break
-        if self.fold.retired:
-            raise Retired(self.stem)
-        return self.fold.next > before
 
     def _numbers(self) -> set[int]:
         try:
@@ -388,6 +398,7 @@ class Log:
             return False
         record = Record(kind, by, self._files.token(), tuple(rows), about)
         if not self._create(self.fold.next, record):
+            self._overtaken = True
             return False
         self.fold.apply(record)
         self.unsynced = True
