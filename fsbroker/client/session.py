@@ -111,6 +111,7 @@ class ClientSession(Generic[Ticket]):
         self.live = LiveFiles(self._files, self._area)
         self.results = Results(self._files, self._area, durable=self._durable)
         self._bound: dict[str, dict[int, Ticket] | list[Ticket | None]] = {}
+        self._own: set[str] = set()
         self._missing: set[str] = set()
         self._nudge_at: float | None = None
 
@@ -122,7 +123,7 @@ class ClientSession(Generic[Ticket]):
         Tasks are looked at first, then fresh results, then packs (rule 14).
         """
         self.live.poll()
-        candidates = self._may_run(self.live.holding(keys))
+        candidates = self._may_run(self.live.holding(keys, besides=self._own))
         self.results.poll(deep=bool(candidates))
         outcomes = {}
         for key in self.results.known(keys):
@@ -187,6 +188,8 @@ class ClientSession(Generic[Ticket]):
         )
         give_birth(self._files, self._area, stem, made, durable=self._durable)
         self._nudge_at = self._files.monotonic() + NUDGE_AFTER
+        # The caller knows what it waits for: its own file need not be read for that.
+        self._own.add(str(stem))
         self._bound[str(stem)] = list(tickets)
         self._alias(str(stem), [row.key for row in rows])
         return str(stem)
@@ -199,7 +202,7 @@ class ClientSession(Generic[Ticket]):
             return
         targets: dict[int, tuple[str, int]] = {}
         rows = {key: row for row, key in enumerate(keys)}
-        candidates = self._may_run(self.live.holding(keys))
+        candidates = self._may_run(self.live.holding(keys, besides=self._own))
         self.results.poll()
         for key, places in candidates.items():
             running = self._first_running([place for place in places if place[0].stem < stem])
@@ -292,6 +295,7 @@ class ClientSession(Generic[Ticket]):
                 elsewhere += found
                 lost += gone
         self._missing = missing
+        self._own = {stem for stem in self._own if self.live.get(stem) is not None}
         return Checked(ended, elsewhere, lost)
 
     def _open_rows(self, stem: str) -> dict[int, Ticket]:
@@ -321,6 +325,7 @@ class ClientSession(Generic[Ticket]):
 
     def unbind(self, stem: str, row: int, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more."""
+        self._own.discard(stem)
         tickets = self._bound.get(stem)
         if isinstance(tickets, dict):
             if tickets.get(row) is ticket:

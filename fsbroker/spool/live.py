@@ -9,7 +9,7 @@ step of the end may be done again by anybody who finds it undone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from functools import cached_property
 
@@ -158,10 +158,18 @@ class LiveFiles:
         self.damaged[stem] = error
         self.forget(stem)
 
-    def holding(self, keys: list[bytes]) -> dict[bytes, list[tuple[LiveFile, int]]]:
-        """The live rows of each of the keys that has any, in the order of their files."""
+    def holding(
+        self, keys: list[bytes], besides: Container[str] = ()
+    ) -> dict[bytes, list[tuple[LiveFile, int]]]:
+        """The live rows of each of the keys that has any, in the order of their files.
+
+        Args:
+            besides: stems of files that need not be looked at.
+        """
         found: dict[bytes, list[tuple[LiveFile, int]]] = {}
         for live in self:
+            if live.stem in besides:
+                continue
             try:
                 rows = live.holding(keys)
             except FileNotFoundError:
