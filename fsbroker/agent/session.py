@@ -72,6 +72,7 @@ class AgentSession:
         self._self = presence.Self(self._files, self._area, self.agent, described)
         self._observer = presence.Observer(self._files, self._area, lease)
         self._beat_done = True
+        self._alone = False
         self._contested: dict[str, float] = {}
         self._published: dict[str, set[int]] = {}
         self._claimed: dict[str, LiveFile] = {}
@@ -141,9 +142,11 @@ class AgentSession:
         # Without ready rows as far as was read: in case that there are some by now.
         if not want(live, (fold.next and fold.rows_in(State.READY)) or (0,)):
             return None
-        lock = self._files.try_lock(self._area.lock(live.stem))
-        if lock is None and not self._patience_is_over(live.stem):
-            return None
+        lock = None
+        if not self._alone:
+            lock = self._files.try_lock(self._area.lock(live.stem))
+            if lock is None and not self._patience_is_over(live.stem):
+                return None
         try:
             return self._append_claim(live, want)
         finally:
@@ -409,6 +412,8 @@ class AgentSession:
         present = [
             one for one in presence.listing(self._files, self._area) if one.agent != self.agent
         ]
+        # The lock only spares others a number that is taken: without others, nothing.
+        self._alone = not present
         dead = dict.fromkeys(self._observer.dead_processes(present), "dead")
         for agent in self._observer.poll(present, self._absent_owners(present), self._beat_done):
             dead.setdefault(agent, "silent")
