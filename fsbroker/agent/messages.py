@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import pickle
 import struct
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 from fsbroker.task import ArrayRef, Blob, Value
 
 __all__ = [
+    "Aborting",
     "ArrayRef",
     "Blob",
     "Call",
@@ -118,6 +119,12 @@ class Hello(NamedTuple):
     launched_by: str = ""
 
 
+class Aborting(NamedTuple):
+    """A rank is about to call ``MPI_Abort``: after that, it may be killed like the others."""
+
+    code: int
+
+
 class NotReady(NamedTuple):
     """A rank cannot take part: ``error`` is the pickled `FsbrokerError` that says why."""
 
@@ -174,12 +181,9 @@ class Ended(NamedTuple):
     outputs: tuple[Output, ...] = ()
 
 
-Message = Function | Slice | Call | Forget | Stop | Hello | NotReady | Returned | Ended
+Message = Function | Slice | Call | Forget | Stop | Hello | Aborting | NotReady | Returned | Ended
 
-_TYPES = {
-    kind.__name__: kind
-    for kind in (Function, Slice, Call, Forget, Stop, Hello, NotReady, Returned, Ended)
-}
+_TYPES = {kind.__name__: kind for kind in get_args(Message)}
 
 
 def frame(message: Message) -> bytes:

@@ -33,10 +33,20 @@ from typing import Any, NamedTuple
 
 from fsbroker import pickling
 from fsbroker.agent import capture, messages
-from fsbroker.agent.messages import ArrayRef, Call, Ended, Hello, NotReady, Output, Value
+from fsbroker.agent.messages import (
+    Aborting,
+    ArrayRef,
+    Call,
+    Ended,
+    Hello,
+    NotReady,
+    Output,
+    Returned,
+    Value,
+)
 from fsbroker.agent.processes import Process, Settings, environment, exit_text
 from fsbroker.agent.workers import PACKAGE_ROOT, TURN, Connection, Lost, Report, Sent
-from fsbroker.errors import FsbrokerError, MissingProgram, RankFailed, TaskError, WorkerLost
+from fsbroker.errors import FsbrokerError, MissingProgram, RankFailed, WorkerLost
 from fsbroker.task import Encoding, Payload, Status
 
 GRACE = 2.0
@@ -275,6 +285,7 @@ class MpiWorker:
         self._trouble: FsbrokerError | None = None
         self._failed = False
         self._killed = False
+        self._aborted: tuple[int, str] | None = None
         self._died: list[int] = []
         self._process = self._launch()
         self._poll.register(self._process, select.EPOLLIN)
@@ -350,7 +361,7 @@ class MpiWorker:
         return found
 
     def _hang_up(self, descriptor: int) -> None:
-        del self._peers[descriptor]
+        self._peers.pop(descriptor, None)
         rank = self._rank_of.pop(descriptor, None)
         if rank is not None:
             self._died.append(rank)
@@ -359,10 +370,14 @@ class MpiWorker:
     def _hear(self, descriptor: int, message: messages.Message) -> Ended | None:
         if isinstance(message, Hello):
             self._welcome(descriptor, message)
+        elif isinstance(message, Aborting) and descriptor in self._rank_of:
+            self._aborted = (self._rank_of[descriptor], f"called MPI_Abort({message.code})")
         elif isinstance(message, NotReady) and message.token == self._token:
             self._refuse(pickle.loads(message.error))
         elif isinstance(message, Ended) and descriptor in self._rank_of:
             return self._collect(message)
+        elif isinstance(message, Returned) and descriptor in self._rank_of:
+            return self._collect(_one_row(message, self._rank_of[descriptor]))
         return None
 
     def _welcome(self, descriptor: int, hello: Hello) -> None:
@@ -424,7 +439,7 @@ class MpiWorker:
         if not self.ready:
             return Lost(ended, self._not_started(ended, launcher), False, None, outputs)
         everything = b"\n".join([launcher, *(output.stderr for output in outputs)])
-        aborted = read_abort(everything)
+        aborted = self._aborted or read_abort(everything)
         if aborted and self._calls:
             return self._aborted_call(*aborted, outputs)
         rank, how = self._first_death(launcher, ended)
@@ -437,7 +452,7 @@ class MpiWorker:
             return Death(None, ended)
         ranks = {pid: rank for rank, pid in self.pids.items()}
         found = read_death(launcher, ranks) or Death(None, ended)
-        if found.rank is None and self._died:
+        if self._died:  # launchers name any of those that they killed then
             return found._replace(rank=self._died[0])
         return found
 
@@ -463,12 +478,12 @@ class MpiWorker:
         value = Value(Encoding.PICKLE, pickle.dumps(error, protocol=pickling.PROTOCOL))
         return Ended(row, rank, Status.FAILED, value, shown, 0.0, 0.0, 0.0, 0, b"", b"", outputs)
 
-    def _not_started(self, ended: str, said: bytes) -> TaskError:
-        if isinstance(self._trouble, TaskError):
+    def _not_started(self, ended: str, said: bytes) -> FsbrokerError:
+        if self._trouble is not None:
             return self._trouble
         tail = said.decode(errors="replace").strip()[-TAIL:]
         return RankFailed(
-            f"{self.ranks} MPI ranks did not start ({self._trouble or ended})",
+            f"{self.ranks} MPI ranks did not start ({ended})",
             " ".join(self._launcher),
             "Does mpi4py load the MPI of this launcher (MPI4PY_MPIABI, MPI4PY_LIBMPI)?"
             f" The launcher's last words:\n{tail}",
@@ -514,6 +529,27 @@ class MpiWorker:
         if self._listener is not None:
             self._listener.close()
             self._listener = None
+
+
+def _one_row(report: Returned, rank: int) -> Ended:
+    """A rank's short report of a call, in the long form."""
+    started, wall, cpu = (
+        struct.unpack("d", packed)[0] for packed in (report.started, report.wall, report.cpu)
+    )
+    value = Value(Encoding.PLAIN, report.text)
+    return Ended(
+        report.first,
+        rank,
+        Status.DONE,
+        value,
+        None,
+        started,
+        wall,
+        cpu,
+        report.peak_memory,
+        b"",
+        b"",
+    )
 
 
 def _any_failed(reports: Mapping[int, Ended]) -> bool:

@@ -143,7 +143,22 @@ def _join_mpi(agent: socket.socket, token: str) -> Hello:
         agent.sendall(messages.frame(messages.NotReady(token, pickle.dumps(reason))))
         sys.exit(1)
     world, library = MPI.COMM_WORLD, MPI.Get_library_version().splitlines()[0].strip("\0 ")
+    _announce_aborts(MPI, agent)
     return messages.Hello(token, world.rank, world.size, os.getpid(), library, _launched_by())
+
+
+def _announce_aborts(mpi: Any, agent: socket.socket) -> None:
+    """Have `Abort` say which rank calls it: all ranks are killed then, in no order."""
+    from fsbroker.agent import messages
+
+    class World(mpi.Intracomm):  # type: ignore[misc]
+        """All ranks of the task."""
+
+        def Abort(self, errorcode: int = 0) -> None:  # noqa: N802 (mpi4py's name)
+            agent.sendall(messages.frame(messages.Aborting(errorcode)))
+            super().Abort(errorcode)
+
+    mpi.COMM_WORLD = World(mpi.COMM_WORLD)
 
 
 def _launched_by() -> str:
@@ -158,9 +173,12 @@ def _launched_by() -> str:
 
 
 def _redirect(path: str) -> None:
-    """Have stdout and stderr go to this rank's own files."""
+    """Have stdout and stderr go to this rank's own files, and no input from the launcher."""
     from fsbroker.agent import capture
 
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(nothing, 0)
+    os.close(nothing)
     for target, ending in ((1, "out"), (2, "err")):
         descriptor = capture.open_file(f"{path}.{ending}")
         os.dup2(descriptor, target)

@@ -33,7 +33,7 @@ from fsbroker.agent.messages import (
     Stop,
 )
 from fsbroker.agent.processes import Process, Settings, environment
-from fsbroker.errors import TaskError, WorkerLost
+from fsbroker.errors import FsbrokerError, WorkerLost
 
 CHUNK = 1 << 20
 TURN = 16 << 20
@@ -56,7 +56,7 @@ class Lost(NamedTuple):
     """
 
     reason: str
-    error: TaskError
+    error: FsbrokerError
     ready: bool
     rank: int | None
     outputs: tuple[Output, ...]
