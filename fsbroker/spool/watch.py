@@ -11,7 +11,10 @@ import errno
 import os
 import warnings
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import logging
 
 LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "zfs", "f2fs", "overlay", "ramfs"}
 """File systems whose changes all pass through this kernel."""
@@ -70,6 +73,8 @@ class Watchdog:
     delay = LAST_DELAY
 
     def __init__(self, directory: str, wake: Callable[[], None]) -> None:
+        import logging
+
         from watchdog.events import FileSystemEvent, FileSystemEventHandler
         from watchdog.observers import Observer
 
@@ -80,6 +85,7 @@ class Watchdog:
                 if event.event_type in _NEWS:
                     wake()
 
+        logging.getLogger("watchdog.observers.inotify").addFilter(_is_trouble)
         self._observer = Observer()
         self._observer.daemon = True
         self._observer.schedule(Handler(), directory, recursive=False)
@@ -93,6 +99,11 @@ class Watchdog:
 
     def stop(self) -> None:
         self._observer.stop()
+
+
+def _is_trouble(record: logging.LogRecord) -> bool:
+    """Not so: what watchdog logs as an error if something happens just while we `stop` it."""
+    return "called when the thread is inactive" not in str(record.msg)
 
 
 def watch(directory: str, wake: Callable[[], None], method: str = "auto") -> Watch:
