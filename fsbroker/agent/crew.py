@@ -19,6 +19,7 @@ from fsbroker.resources import Shape
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import ranges_of
 from fsbroker.spool.streams import Bulk
+from fsbroker.task import Status
 
 if TYPE_CHECKING:
     from fsbroker.agent.mpi import MpiWorker
@@ -35,6 +36,15 @@ class Unit(NamedTuple):
     live: LiveFile
     rows: Sequence[int]
     simple: bool
+
+
+class Doom(NamedTuple):
+    """Why a worker is being killed, and the row that this is the end of."""
+
+    status: Status
+    reason: str
+    live: LiveFile
+    row: int
 
 
 class Assignment:
@@ -62,8 +72,7 @@ class Member:
         self.worker = worker
         self.slot = slot
         self.heard = 0.0
-        self.doomed: str | None = None
-        """Why it is being killed, for the row that it runs."""
+        self.doom: Doom | None = None
         self._assignments: deque[Assignment] = deque()
         self._functions: set[bytes] = set()
         self._next = 0

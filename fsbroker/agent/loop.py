@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from fsbroker.agent.crew import Crew, Member, Unit, bulk_of, units_of
+from fsbroker.agent.crew import Crew, Doom, Member, Unit, bulk_of, units_of
 from fsbroker.agent.messages import Ended, Output, Returned
 from fsbroker.agent.processes import Settings
 from fsbroker.agent.session import AgentSession
@@ -41,6 +41,12 @@ BEAT_EVERY = 2.0
 """Seconds between beats."""
 LOOK_AFTER_EVERY = 1.0
 """Seconds between looks at other agents, requests to cancel, and time limits."""
+LOOK_AFTER_AT_LEAST = 5.0
+"""The same for an agent that has found nothing to do for a while."""
+DRAIN_AFTER = 5.0
+"""Seconds for which younger tasks may pass one that does not fit yet."""
+TIDY_EVERY = 30.0
+"""Seconds between two tidyings of an agent that is never idle."""
 GATHER = 0.01
 """Seconds between result files while more results are coming."""
 UNIT_TIME = 0.02
@@ -93,10 +99,13 @@ class Agent:
         self._units: deque[Unit] = deque()
         self._durations: dict[bytes, float] = {}
         self._outcomes: list[Outcome | Bulk] = []
+        self._blocked: dict[str, float] = {}
         self._fresh_tried: set[tuple[str, int]] = set()
         self._last_publish = 0.0
         self._last_beat = 0.0
         self._last_look = 0.0
+        self._last_tidy = 0.0
+        self._look_after_every = LOOK_AFTER_EVERY
         self._last_work = time.monotonic()
         self._bad_starts = 0
         self._stopping = False
@@ -149,6 +158,8 @@ class Agent:
     def _wind_up(self) -> None:
         """Publish what has ended, give back the rest, vanish."""
         self._publish()
+        for member in list(self._crew.members):
+            self._crew.dismiss(member)
         self.session.leave()
 
     def _turn(self) -> None:
@@ -174,7 +185,7 @@ class Agent:
         if self._hungry() and self._units:
             return 0.0
         delay = self._watch.delay if self._hungry() else LOOK_AFTER_EVERY
-        return min(delay, LOOK_AFTER_EVERY)
+        return min(delay, self._look_after_every)
 
     def _is_due(self) -> bool:
         """Nothing more is coming soon, or it was waited for long enough."""
@@ -199,6 +210,7 @@ class Agent:
             claimed = self.session.resolve() and self._claim(thorough=True)
         if claimed:
             self._last_work = time.monotonic()
+            self._look_after_every = LOOK_AFTER_EVERY
             self._watch.reset()
         elif self._hungry():
             self._watch.waited()
@@ -243,6 +255,8 @@ class Agent:
         if shape is None or not self._slots.could_fit(shape):
             return 0
         room = self._crew.room(shape)
+        if self._must_drain(live, room):
+            return 0
         duration = self._durations.get(live.file.function_digest(ready[0]))
         if duration is None or duration > UNIT_TIME:
             return room - len(self._units)
@@ -250,6 +264,23 @@ class Agent:
         least = int(workers * UNIT_TIME / duration) + 1
         most = int(workers * CLAIM_TIME / duration) + 1
         return min(most, max(least, self._fair_share(live, len(ready))))
+
+    def _must_drain(self, live: LiveFile, room: int) -> bool:
+        """A file whose tasks found no room for long has the next cores: younger ones wait.
+
+        Otherwise small tasks would take each core as it becomes free, and a task that
+        needs several at once would never run.
+        """
+        now = time.monotonic()
+        for stem in [stem for stem in self._blocked if self.session.live.get(stem) is None]:
+            del self._blocked[stem]
+        if room > 0:
+            self._blocked.pop(live.stem, None)
+        else:
+            self._blocked.setdefault(live.stem, now)
+        return any(
+            stem < live.stem and now - since > DRAIN_AFTER for stem, since in self._blocked.items()
+        )
 
     def _fair_share(self, live: LiveFile, ready: int) -> int:
         """Half of what would be this agent's part of all that is left; all if it is alone."""
@@ -381,7 +412,7 @@ class Agent:
         current = member.current()
         units = member.take_all()
         self._crew.dismiss(member)
-        if not lost.ready and member.doomed is None:
+        if not lost.ready and member.doom is None:
             self._bad_starts += 1
             if self._bad_starts >= BAD_STARTS:
                 self._fail_all(units, lost)
@@ -401,10 +432,15 @@ class Agent:
             error["rank"] = str(lost.rank)
         told = self._with_logs(live, row, lost.outputs, error) or error
         fold = live.log.fold
-        if member.doomed == "cancelled":
+        doom = member.doom
+        if doom is not None and (doom.live, doom.row) != (live, row):
+            # The doomed row ended in time; this one was running by chance.
+            with suppress(Retired):
+                self.session.release(live, [row], "")
+        elif doom is not None and doom.status == Status.CANCELLED:
             self._end(live, row, Status.CANCELLED, _NOTHING)
-        elif member.doomed is not None:
-            told |= {"type": "TimeLimitExceeded", "message": member.doomed}
+        elif doom is not None:
+            told |= {"type": "TimeLimitExceeded", "message": doom.reason}
             self._end(live, row, Status.FAILED, _NOTHING, told)
         elif fold.attempts[row] >= int(live.file.rows["retries"][row]):
             history = [*fold.history.get(row, ()), lost.reason]
@@ -466,42 +502,53 @@ class Agent:
         if now - self._last_beat >= BEAT_EVERY:
             self.session.beat()
             self._last_beat = now
-        if now - self._last_look < LOOK_AFTER_EVERY:
+        if now - self._last_look < self._look_after_every:
             return
         self._last_look = now
         self._enforce_limits(now)
         self._cancel_running()
-        recovered = self.session.recover()
+        found = self.session.recover()
         if self._crew.busy() or self._units:
-            self.session.resolve()
             self._last_work = now
+            if not self.session.resolve() and now - self._last_tidy > TIDY_EVERY:
+                self._tidy()
             return
-        tidied = self.session.tidy()
-        resolved = self.session.resolve(thorough=True)
-        claimed = self._claim(thorough=True)
-        if recovered or tidied or resolved or claimed:
+        found |= self._tidy()
+        found |= self.session.resolve(thorough=True)
+        found |= self._claim(thorough=True)
+        if found:
             self._last_work = now
-        elif now - self._last_work > self._plan.idle_timeout:
+            self._look_after_every = LOOK_AFTER_EVERY
+            return
+        self._look_after_every = min(LOOK_AFTER_AT_LEAST, 1.5 * self._look_after_every)
+        if now - self._last_work > self._plan.idle_timeout:
             self._stopping = not self.session.others_hold_rows()
+
+    def _tidy(self) -> bool:
+        self._last_tidy = time.monotonic()
+        return self.session.tidy()
 
     def _enforce_limits(self, now: float) -> None:
         for member in self._crew.members:
             current = member.current()
-            if current is None or member.doomed:
+            if current is None or member.doom:
                 continue
             live, row = current
             limit = float(live.file.rows["time_limit"][row])
             if limit and member.worker.ready and now - member.heard > limit:
-                member.doomed = f"longer than run_time_max = {limit:g} s"
-                member.worker.kill()
+                reason = f"longer than run_time_max = {limit:g} s"
+                self._kill(member, Doom(Status.FAILED, reason, live, row))
+
+    def _kill(self, member: Member, doom: Doom) -> None:
+        member.doom = doom
+        member.worker.kill()
 
     def _cancel_running(self) -> None:
         requests = set(self.session.cancel_requests())
         for member in self._crew.members if requests else ():
             current = member.current()
             if current is not None and (current[0].stem, current[1]) in requests:
-                member.doomed = "cancelled"
-                member.worker.kill()
+                self._kill(member, Doom(Status.CANCELLED, "cancelled", *current))
 
 
 def _without(unit: Unit, live: LiveFile, row: int) -> Unit:

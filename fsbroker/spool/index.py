@@ -90,7 +90,7 @@ class Results:
         self._durable = durable
         self._streams: dict[str, _StreamState] = {}
         self._present: dict[str, Presence] = {}
-        self._unindexed: list[tuple[str, list[bytes]]] = []
+        self._unindexed: list[tuple[str, bytes]] = []
         self._paths: list[str] = []
         self._fresh: dict[bytes, int] = {}
         self._more: dict[bytes, list[int]] = {}
@@ -189,7 +189,7 @@ class Results:
         for number, stem in enumerate(file.files):
             mine = file.rows if len(file.files) == 1 else file.rows[file.rows["file"] == number]
             self._mark_ended(stem, mine)
-        self._unindexed.append((file.path, file.keys))
+        self._unindexed.append((file.path, file.rows["key"].tobytes()))
 
     def _indexed(self) -> dict[bytes, int]:
         """The keys of all fresh files: made when a key is first asked for.
@@ -197,7 +197,8 @@ class Results:
         One integer for a key, file and row in one: a million of them are not looked at by
         the garbage collector again and again.
         """
-        for path, keys in self._unindexed:
+        for path, data in self._unindexed:
+            keys = [data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES)]
             base = len(self._paths) * MAX_ROWS_READ
             self._paths.append(path)
             new = dict(zip(keys, range(base, base + len(keys)), strict=True))

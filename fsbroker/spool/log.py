@@ -164,6 +164,8 @@ class Fold:
 
     def rows_in(self, *states: State) -> list[int]:
         wanted = bytes(states)
+        if not any(state in self.state for state in wanted):
+            return []
         return [row for row, state in enumerate(self.state) if state in wanted]
 
     def owned_by(self, agent: str) -> list[int]:

@@ -21,7 +21,7 @@ from fsbroker.spool.layout import Area
 ATTEMPTS = 5
 
 
-def publish(
+def publish(  # noqa: PLR0913 - what, where, and how safely
     files: Files,
     area: Area,
     image: Image,
