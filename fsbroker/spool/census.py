@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
+
 from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.spool import archive
 from fsbroker.spool.files import Files, OpenFile
 from fsbroker.spool.layout import Area, is_agent, parse_pack, parse_stem
+from fsbroker.spool.log import Fold, Log, Retired
 from fsbroker.spool.streams import ResultFile, entries, is_seal
 from fsbroker.spool.taskfile import TaskFile
 
@@ -37,6 +40,18 @@ class Entry(NamedTuple):
     live: bool
     tasks: TaskFile
     raw: OpenFile
+
+
+def fold_of(files: Files, area: Area, entry: Entry) -> Fold | None:
+    """What the log of a live task file says; None if it was retired meanwhile."""
+    table, name = entry.tasks.rows, entry.tasks.name
+    waiting = np.flatnonzero(table["dependencies"]) if name.waiting else ()
+    log = Log(files, area, entry.stem, Fold(len(table), map(int, waiting)))
+    try:
+        log.refresh()
+    except Retired:
+        return None
+    return log.fold
 
 
 class Census:
