@@ -21,8 +21,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -52,6 +53,9 @@ RETRY = 0.2
 """Seconds between tries while they fail."""
 STOP = 5.0
 """Seconds that an ending interpreter waits for the thread."""
+LOCK_PATIENCE = 0.5
+"""Seconds that one client waits for another that is publishing."""
+LOCK_RETRY = 0.001
 LARGEST_FILE = 64 << 20
 """Bytes of arguments in one task file."""
 FLUSH = 30.0
@@ -115,7 +119,8 @@ class ClientLoop:
         self._named: dict[bytes, bytes] = {}
         self._unbound: list[Submitted | Attach] = []
         self._deferred: set[Future] = set()
-        self._callbacks: list[Future] = []
+        self._callbacks: deque[Future] = deque()
+        self._calling = 0
         self._shapes: dict[str, None] = {}
         self._entries: dict[bytes, FunctionEntry] = {}
         self.thread: threading.Thread | None = None
@@ -191,7 +196,7 @@ class ClientLoop:
         return self.thread is not None
 
     def _has_no_future(self) -> bool:
-        return not (self._open or self._deferred or self._callbacks)
+        return not (self._open or self._deferred or self._callbacks or self._calling)
 
     def _is_idle(self) -> bool:
         return self._has_no_future() and self._outbox.empty()
@@ -204,11 +209,11 @@ class ClientLoop:
     def arrive(self, future: Future, item: Submitted | None, error: BaseException | None) -> None:
         """A deferred future has its key, or never will."""
         with self._idle:
-            self._deferred.discard(future)
             if item is not None and future.is_pending():
                 future.key = item.call.key
-                self.send(item)
+                self.send(item)  # deferred until it is accepted: somebody may wait for all
             else:
+                self._deferred.discard(future)
                 self._settle(future, None, error)
             self._idle.notify_all()
         self._call_back()
@@ -386,9 +391,13 @@ class ClientLoop:
     def _call_back(self) -> None:
         """Call what users asked to be called, without any lock: they may do anything."""
         while self._callbacks:
-            self._callbacks[-1].call_back()
+            with self.lock:
+                future = self._callbacks.popleft() if self._callbacks else None
+                self._calling += 1
+            if future is not None:
+                future.call_back()  # which lets no exception through
             with self._idle:
-                self._callbacks.pop()
+                self._calling -= 1
                 self._idle.notify_all()
 
     def _take(self, delay: float) -> list[Any]:
@@ -423,11 +432,15 @@ class ClientLoop:
         self._named.clear()
         for item in calls:
             future = item.future
+            if self._deferred:
+                self._deferred.discard(future)
             if not future.is_pending():
                 continue
             first = self._open.setdefault(_key_of(future), future)
-            if first is not future and _is_fresh(item) and first.stem is None:
-                new = self._bind_all(new)  # or it would get the value that it does not want
+            unbound = first is not future and first.stem is None
+            if unbound and (_is_fresh(item) or not self._agree(item, first)):
+                # Before the first one is bound, it is not known what becomes of it.
+                new = self._bind_all(new)
                 first = self._open.setdefault(_key_of(future), future)
             if first is future:
                 new.append(item)
@@ -443,8 +456,11 @@ class ClientLoop:
     def _bind_all(self, new: list[Submitted | Attach]) -> list[Submitted | Attach]:
         """Bind; what file calls failed for, without an error that is for sure, is kept."""
         self._unbound = new
+        if not new:
+            return []
         try:
-            self._bind(new)
+            with self._in_order():
+                self._bind(new)
         except SpoolError as error:
             left = [item.future for item in new if item.future.stem is None]
             self._fail([future for future in left if future.is_pending()], error)
@@ -455,6 +471,22 @@ class ClientLoop:
             raise
         self._unbound = []
         return []
+
+    @contextmanager
+    def _in_order(self) -> Iterator[None]:
+        """Of clients that submit the same at the same moment, the second finds the first's rows.
+
+        As with agents, the lock is for order only: who does not get it soon goes on without.
+        """
+        files, area, _ = self.spool
+        path, end = area.lock("submit"), files.monotonic() + LOCK_PATIENCE
+        while (lock := files.try_lock(path)) is None and files.monotonic() < end:
+            time.sleep(LOCK_RETRY)
+        try:
+            yield
+        finally:
+            if lock is not None:
+                lock.release()
 
     def _agree(self, item: Submitted | Attach, first: Future) -> bool:
         """Whether a call is the one that was stored under the name that it gives itself."""

@@ -96,16 +96,22 @@ class Reader:
         """The exception of the task that this one waited for in vain."""
         if depth <= 0:
             return None
-        keys = [bytes.fromhex(error["key"])] if "key" in error else self._inputs(file, index)
-        for key in keys:
-            with suppress(FileNotFoundError):
-                found = self._results.find(key)
-                if found is None or found.status == Status.DONE:
-                    continue
-                place = found.place
-                if found.status == Status.CANCELLED:
-                    return TaskCancelled("The task was cancelled", key.hex())
-                return self._failure(self._results.file(place.path), place.row, depth)
+        if "key" in error:
+            key = bytes.fromhex(error["key"])
+            return self._exception_of(key, depth) or TaskCancelled(
+                "The task was cancelled, or its task file was removed", key.hex()
+            )
+        causes = (self._exception_of(key, depth) for key in self._inputs(file, index))
+        return next((cause for cause in causes if cause is not None), None)
+
+    def _exception_of(self, key: bytes, depth: int) -> BaseException | None:
+        found = self._results.find(key)
+        if found is None or found.status == Status.DONE:
+            return None
+        if found.status == Status.CANCELLED:
+            return TaskCancelled("The task was cancelled", key.hex())
+        with suppress(FileNotFoundError):  # it goes into a pack at this moment
+            return self._failure(self._results.file(found.place.path), found.place.row, depth)
         return None
 
     def _inputs(self, file: ResultFile, index: int) -> list[bytes]:
