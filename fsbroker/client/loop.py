@@ -738,3 +738,15 @@ def _flush_at_exit() -> None:
             if loop.unpublished():
                 lost = f"{loop.unpublished()} calls are not in the spool {loop.root}"
                 print(f"fsbroker: {lost}, which cannot be used", file=sys.stderr)
+    _release_hdf5()
+
+
+def _release_hdf5() -> None:
+    """Have HDF5 let go of h5py's converters: it would call them when Python is gone.
+
+    h5py does that at exit, but not where the flush above was the first to import it: then
+    its handler came too late, and the process would end with a segmentation fault.
+    """
+    release = getattr(sys.modules.get("h5py"), "_unregister_converters", None)
+    if release is not None:
+        release()
