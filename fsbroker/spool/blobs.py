@@ -7,6 +7,7 @@ over from a crash and found by gc.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fsbroker.errors import FileDamaged
@@ -33,7 +34,13 @@ def write_array(files: Files, area: Area, array: np.ndarray, *, durable: bool) -
     digest.update(memoryview(content).cast("B"))
     name = f"{digest.hexdigest()}.h5"
     made = image(files.token(), "blob", {"order": order}, {"array": content})
-    publish(files, area, made, area.blob(name), durable=durable)
+    path = area.blob(name)
+    while not publish(files, area, made, path, durable=durable):
+        # The same array is there, and nothing may refer to it any more: gc spares what is
+        # young. If gc has just moved it away, it is published anew.
+        with suppress(FileNotFoundError):
+            files.touch(path)
+            break
     return Blob(name)
 
 

@@ -211,6 +211,10 @@ class Files:
         """Make the names of a directory durable."""
         self._retry(_sync_directory, path)
 
+    def touch(self, path: str) -> None:
+        """Make a file young, by the file server's clock (`age`)."""
+        self._retry(os.utime, path)
+
     def touch_directory(self, path: str) -> None:
         """Change a directory's time, so that NFS v3 clients look at it again."""
         self._retry(os.utime, path)

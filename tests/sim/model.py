@@ -554,6 +554,10 @@ class ModelFiles:
             raise fault
         self.disk.sync(node)
 
+    def touch(self, path: str) -> None:
+        self._step("touch", path)
+        self._lookup(path).mtime = self.clock.now
+
     def touch_directory(self, path: str) -> None:
         self._step("touch_directory", path)
         node = self._directory(path)
