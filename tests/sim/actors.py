@@ -8,6 +8,7 @@ refuses now is tried again later, `Sealed` ends the agent.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsbroker.agent.session import AgentSession, Claim
@@ -74,11 +75,16 @@ class Agent:
             except TROUBLE as error:
                 self.world.note(self.actor, f"trouble: {error!r}")
                 self.world.sleep(self.actor, 0.5)
+                with suppress(*TROUBLE):
+                    self.session.beat()  # a zombie learns by this that it was sealed
 
     def _may_leave(self) -> bool:
         if not self.world.closing or self.finished or self.nap < LONGEST_NAP:
             return False
-        return not self.session.others_hold_rows()
+        try:
+            return not self.session.others_hold_rows()
+        except FileNotFoundError:
+            return False
 
     def _round(self) -> bool:
         busy = False
@@ -220,7 +226,7 @@ class Client:
         self.tries = tries
         self.cancels = {world.job_keys[number] for number in cancels}
         self.session: ClientSession[Ticket] = ClientSession(
-            world.spool(actor.files), lambda ticket: ticket.key
+            world.spool(actor.files), lambda ticket: ticket.key, self._moved
         )
         self.open: dict[Ticket, tuple[str, int] | None] = {}
         self.status: dict[bytes, Status] = {}
@@ -262,6 +268,8 @@ class Client:
     def _submit(self, batch: Sequence[int]) -> None:
         """Bind each job to its outcome, to a row that is there, or to a new row."""
         jobs = [self.world.by_number[number] for number in self._with_needs(batch)]
+        open_keys = {ticket.key for ticket in self.open}
+        jobs = [job for job in jobs if job.key not in open_keys]
         outcomes, running = self.session.look_up([job.key for job in jobs])
         rows, tickets = [], []
         for job in jobs:
@@ -272,17 +280,21 @@ class Client:
                     self.open[ticket] = None
                     self.unread.append(ticket)
             elif job.key in running:
-                if wanted and running[job.key] not in self.open.values():
+                if wanted:
                     self.session.bind(running[job.key], ticket)
                     self.open[ticket] = running[job.key]
             else:
                 rows.append(self._row(job, found))
                 tickets.append(ticket)
+                self.world.truth.wanted[ticket] = rows[-1].round
         if rows:
             stem = self.session.publish(self.world.lane(), rows, tickets)
             self.world.truth.accept(stem)
             for number, ticket in enumerate(tickets):
-                self.open[ticket] = (stem, number)
+                self.open.setdefault(ticket, (stem, number))  # unless it was moved at once
+
+    def _moved(self, ticket: Ticket, stem: str, row: int) -> None:
+        self.open[ticket] = (stem, row)
 
     def _keys(self, batch: Sequence[int]) -> set[bytes]:
         return {self.world.job_keys[number] for number in batch}

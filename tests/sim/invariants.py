@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.spool.container import Container
 from fsbroker.spool.layout import Area, parse_record, parse_stem, parse_stream_file
 from fsbroker.spool.log import Fold, Kind, Record, State, parse, rows_of
 from fsbroker.spool.streams import ResultFile
@@ -95,6 +96,7 @@ class Truth:
         accepted: task files whose publication returned to the client.
         outcomes: every outcome that stands somewhere.
         executions: key -> values that its executions made.
+        wanted: the lowest round whose failure may reach a ticket.
     """
 
     def __init__(self, disk: ModelDisk, area: Area) -> None:
@@ -109,6 +111,7 @@ class Truth:
         self.executions: dict[bytes, list[bytes]] = {}
         self.executed: set[tuple[str, int, str, int]] = set()
         self.resolved: dict[Any, tuple[int, bytes]] = {}
+        self.wanted: dict[Any, int] = {}
         self._base = area.path + "/"
         self._added = {
             "tasks": self._task_added,
@@ -173,6 +176,10 @@ class Truth:
         if number != fold.next:
             raise Violation(f"record {number} of {stem} was appended behind {fold.next - 1}")
         self._fold(stem, fold, node)
+        # A power loss may have left records behind a hole, which was filled just now.
+        log = self.disk.directories[self.area.log(stem)].entries
+        while (later := log.get(f"{fold.next:08d}")) is not None:
+            self._fold(stem, fold, later)
 
     def _fold(self, stem: str, fold: Fold, node: Node) -> None:
         """Apply the next record, and judge it."""
@@ -198,13 +205,9 @@ class Truth:
                 self.owned.add((stem, row, record.by, fold.generation[row]))
 
     def _check_checkpoint(self, stem: str, fold: Fold, node: Node) -> None:
-        if not node.data:
-            return  # after a power loss; readers ignore it
-        from fsbroker.spool.container import Container
-
-        with Container(Glass(node, stem), stem, "checkpoint") as file:  # type: ignore[arg-type]
-            theirs = Fold.from_json(file.read("fold"))
-        if theirs.to_json() != fold.to_json():
+        theirs = _read_checkpoint(node)
+        # None: torn by a power loss, which readers see through
+        if theirs is not None and theirs.to_json() != fold.to_json():
             raise Violation(f"checkpoint {fold.next} of {stem} differs from the fold")
 
     def _check_ended(self, stem: str, fold: Fold) -> None:
@@ -321,7 +324,9 @@ class Truth:
             raise Violation(f"{row} is executed before its inputs have values")
         self.executed.add(mark)
         values = self.executions.setdefault(self.tasks[stem].keys[number], [])
-        values.append(b'["%s",%d]' % (self.tasks[stem].keys[number].hex()[:6].encode(), len(values)))
+        values.append(
+            b'["%s",%d]' % (self.tasks[stem].keys[number].hex()[:6].encode(), len(values))
+        )
         return values[-1]
 
     def acknowledge(self, rows: Iterable[Row]) -> None:
@@ -337,12 +342,16 @@ class Truth:
 
     def resolve(self, ticket: Any, key: bytes, status: int, text: bytes) -> None:
         """A future got its outcome."""
+        first = self.wanted.get(ticket, 0)
         if ticket in self.resolved:
             raise Violation(f"{ticket} was resolved twice")
         matching = [
             made
             for made in self.outcomes.values()
-            if made.key == key and made.status == status and made.text == text
+            if made.key == key
+            and made.status == status
+            and made.text == text
+            and (made.round >= first or status == Status.DONE)
         ]
         if not matching:
             raise Violation(f"{ticket} was resolved with what nobody published: {text!r}")
@@ -388,10 +397,10 @@ class Truth:
 
     def _read_log(self, stem: str) -> None:
         node = self.disk.directories.get(self.area.log(stem))
-        fold = self.folds[stem]
         if node is None:
-            fold.retired = True
+            self.folds[stem].retired = True
             return
+        fold = self.folds[stem] = _newest_checkpoint(node) or self.folds[stem]
         while (record := node.entries.get(f"{fold.next:08d}")) is not None:
             self._fold_again(fold, record)
         for row, state in enumerate(fold.state):
@@ -461,6 +470,24 @@ class Truth:
                 yield f"row {row} of {stem}: {State(state).name} {fold.owner_of(row) or ''}"
 
 
+def _read_checkpoint(node: Node) -> Fold | None:
+    try:
+        with Container(Glass(node, ""), "", "checkpoint") as file:  # type: ignore[arg-type]
+            return Fold.from_json(file.read("fold"))
+    except FileDamaged:
+        return None
+
+
+def _newest_checkpoint(log: Node) -> Fold | None:
+    for name in sorted(log.entries, reverse=True):
+        if log.entries[name].kind == FILE:
+            fold = _read_checkpoint(log.entries[name])
+            if fold is not None:
+                fold.next = int(name) + 1
+                return fold
+    return None
+
+
 def _read_task(node: Node, stem: str) -> Task:
     try:
         file = TaskFile(Glass(node, stem), stem, stem)  # type: ignore[arg-type]
@@ -482,7 +509,10 @@ def _read_results(node: Node, path: str) -> dict[Row, Published]:
         file = ResultFile(Glass(node, path), path)  # type: ignore[arg-type]
         table = zip(
             file.keys,
-            *(file.rows[name].tolist() for name in ("file", "row", "status", "generation", "round")),
+            *(
+                file.rows[name].tolist()
+                for name in ("file", "row", "status", "generation", "round")
+            ),
             strict=True,
         )
         return {
