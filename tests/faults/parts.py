@@ -50,9 +50,14 @@ def submit(spool: Spool, rows: Sequence[TaskRow], lane: Lane = LANE) -> str:
     return client(spool).publish(lane, rows, [one.key for one in rows])
 
 
-def agent(spool: Spool, lease: float = 30.0, described: dict[str, Any] | None = None):
+def agent(
+    spool: Spool,
+    lease: float = 30.0,
+    described: dict[str, Any] | None = None,
+    environment: str = ENVIRONMENT,
+) -> AgentSession:
     """An agent that has joined. Without ``described`` nobody can ask for its process."""
-    session = AgentSession(spool, ENVIRONMENT, {"host": "here"}, described or {}, lease)
+    session = AgentSession(spool, environment, {"host": "here"}, described or {}, lease)
     session.join()
     return session
 

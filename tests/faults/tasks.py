@@ -1,0 +1,47 @@
+"""What the tasks of these tests do: leave one line each time they run, and give a value."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+
+def note(journal: str, name: str) -> None:
+    """One line in the journal: `name` runs now. Never the broker's own records."""
+    fd = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, f"{name} {os.getpid()}\n".encode())
+    os.close(fd)
+
+
+def value_of(name: str, *inputs: Any) -> list[Any]:
+    """What the task of this name must give."""
+    return [name, *inputs]
+
+
+def task(journal: str, name: str, delay: float = 0.0, *inputs: Any) -> list[Any]:
+    note(journal, name)
+    time.sleep(delay)
+    return value_of(name, *inputs)
+
+
+def kill_worker(journal: str, name: str, times: int) -> list[Any]:
+    """The worker dies in the middle, the first `times` times."""
+    note(journal, name)
+    with open(journal) as file:
+        runs = sum(line.split()[0] == name for line in file)
+    if runs <= times:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value_of(name)
+
+
+def runs_of(journal: str) -> dict[str, int]:
+    """How often each task ran."""
+    found: dict[str, int] = {}
+    if os.path.exists(journal):
+        with open(journal) as file:
+            for line in file:
+                name = line.split()[0]
+                found[name] = found.get(name, 0) + 1
+    return found
