@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from fsbroker.agent.waiting import Waiting
-from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.errors import FileDamaged, FileRefused, SpoolError
 from fsbroker.spool import packs, presence, streams
 from fsbroker.spool.index import Results
 from fsbroker.spool.layout import Presence, parse_cancel
@@ -74,6 +74,7 @@ class AgentSession:
         self._beat_done = True
         self._alone = False
         self._contested: dict[str, float] = {}
+        self._unpublished: list[Outcome] = []
         self._published: dict[str, set[int]] = {}
         self._claimed: dict[str, LiveFile] = {}
         self._waiting: dict[str, Waiting] = {}
@@ -136,6 +137,7 @@ class AgentSession:
         return None
 
     def _claim_in(self, live: LiveFile, want: Want, thorough: bool) -> Claim | None:
+        self._settle_doubt(live)
         fold = live.log.fold
         if fold.next and not thorough and State.READY not in fold.state:
             return None
@@ -209,6 +211,14 @@ class AgentSession:
                 found.append(row)
         return found
 
+    def _settle_doubt(self, live: LiveFile) -> None:
+        """A record of mine failed, or may come yet: once its number is taken, it is known."""
+        if live.log.doubtful is not None:
+            live.log.refresh()
+            if live.log.fold.next > live.log.doubtful:
+                live.log.doubtful = None
+                self._reconcile(live)
+
     def _reconcile(self, live: LiveFile) -> None:
         """Give back rows that the log says are mine though I was told that the claim failed."""
         known = self.held.get(live.stem, set()) | self._published.get(live.stem, set())
@@ -257,7 +267,8 @@ class AgentSession:
         for stem, row in _rows(outcomes):
             self.held[stem].discard(row)
             self._published.setdefault(stem, set()).add(row)
-        self.beat()
+        with suppress(OSError, SpoolError):
+            self.beat()  # the outcomes are out; the next beat tells of them, too
 
     def write_logs(
         self, live: LiveFile, row: int, outputs: Iterable[tuple[int, bytes, bytes]]
@@ -273,15 +284,20 @@ class AgentSession:
                     self._files.write_new(f"{directory}/{rank}.{name}", [content], sync=False)
         return f"{self._files.root}/{directory}"
 
+    def _publish_own(self, outcomes: Sequence[Outcome]) -> None:
+        """Outcomes that no worker made: kept until they could be published."""
+        self._unpublished += outcomes
+        if self._unpublished:
+            self.publish(self._unpublished)
+            self._unpublished = []
+
     def input_value(self, key: bytes) -> Value | None:
         """The stored value of a task that has one."""
-        found = self.results.find(key)
+        found = self.results.value(key)
         if found is None:
             self.results.poll(deep=True)
-            found = self.results.find(key)
-        if found is None or found.status != Status.DONE:
-            return None
-        return self.results.file(found.place.path).value(found.place.row)
+            found = self.results.value(key)
+        return found[1] if found is not None and found[0].status == Status.DONE else None
 
     # -- dependencies --------------------------------------------------------------------
 
@@ -318,13 +334,16 @@ class AgentSession:
                 waiting.settle(key, done=status == Status.DONE)
         if not waiting.has_news:
             return False
-        lock = self._files.try_lock(self._area.lock(f"resolve-{live.stem}"))
-        if lock is None:
+        name = f"resolve-{live.stem}"
+        lock = self._files.try_lock(self._area.lock(name))
+        if lock is None and not self._patience_is_over(name):
             return False  # somebody else says the same at this moment
         try:
             return self._write_ready(live, waiting)
         finally:
-            lock.release()
+            if lock is not None:
+                self._contested.pop(name, None)
+                lock.release()
 
     def _write_ready(self, live: LiveFile, waiting: Waiting) -> bool:
         live.log.refresh()
@@ -352,7 +371,7 @@ class AgentSession:
             with suppress(Retired, FileNotFoundError):
                 live.log.refresh()
                 ended = self.results.ended(live.stem, live.file.keys)[row]
-                if not ended and live.log.fold.state[row] != State.CANCELLED:
+                if not ended and live.log.fold.state[row] not in (State.CANCELLED, State.ALIASED):
                     return None
         self.results.poll(deep=True)
         found = self.results.find(key)
@@ -360,9 +379,11 @@ class AgentSession:
 
     def _fail(self, live: LiveFile, rows: Sequence[int]) -> None:
         """Rows whose dependencies failed end with that: claimed and published like any other."""
+        # Made before the claim: whatever fails here must not leave claimed rows behind.
+        made = {row: self._failed_dependency(live, row) for row in rows}
         claim = self._own(live, tuple(fitting(ranges_of(rows))))
         if claim is not None:
-            self.publish([self._failed_dependency(live, row) for row in rows_of(claim.rows)])
+            self._publish_own([made[row] for row in rows_of(claim.rows)])
 
     def _failed_dependency(self, live: LiveFile, row: int) -> Outcome:
         error = {"type": "DependencyFailed", "message": "", "traceback": ""}
@@ -482,6 +503,7 @@ class AgentSession:
 
     def tidy(self) -> bool:
         """End cancelled rows, retire task files, pack results; True if there was anything."""
+        self._publish_own([])
         self.live.poll()
         self.results.poll()
         found = False
@@ -527,11 +549,12 @@ class AgentSession:
     def _end_cancelled(self, live: LiveFile) -> None:
         """Publish that cancelled rows will not run, for everybody who waits for them."""
         cancelled = live.log.fold.rows_in(State.CANCELLED)
-        claim = self._own(live, tuple(fitting(ranges_of(cancelled)))) if cancelled else None
+        if not cancelled:
+            return
+        made = {row: self.outcome(live, row, Status.CANCELLED, NOTHING) for row in cancelled}
+        claim = self._own(live, tuple(fitting(ranges_of(cancelled))))
         if claim is not None:
-            self.publish(
-                [self.outcome(live, row, Status.CANCELLED, NOTHING) for row in rows_of(claim.rows)]
-            )
+            self._publish_own([made[row] for row in rows_of(claim.rows)])
 
     def _retire_if_ended(self, live: LiveFile) -> bool:
         try:

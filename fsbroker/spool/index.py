@@ -21,7 +21,7 @@ from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Presence, is_agent, parse_pack
 from fsbroker.spool.presence import listing
 from fsbroker.spool.streams import RESULTS, ResultFile, entries, is_seal
-from fsbroker.task import KEY_BYTES, Status
+from fsbroker.task import KEY_BYTES, Status, Value
 
 OPEN_FILES = 32
 """Result files kept open for reading values."""
@@ -326,6 +326,7 @@ class Results:
 
     def _restart(self) -> None:
         """A file went into a pack: forget what is gone, and look at the packs again."""
+        self._open.clear()  # on NFS one that another client removed cannot be read any more
         self._drop({path for path in self._paths if not self._is_there(path)})
         self._read_packs()
 
@@ -335,6 +336,16 @@ class Results:
         except (FileNotFoundError, FileDamaged):
             return False
         return True
+
+    def value(self, key: bytes) -> tuple[Found, Value] | None:
+        """The current outcome of a key with its value, wherever that stands by now."""
+        for _ in range(ATTEMPTS):
+            found = self.find(key)
+            try:
+                return found and (found, self.file(found.place.path).value(found.place.row))
+            except FileNotFoundError:
+                self._restart()
+        return None
 
     def file(self, path: str) -> ResultFile:
         """An open result file or pack.

@@ -315,6 +315,7 @@ class Log:
         self.stem = stem
         self.fold = fold
         self.unsynced = False
+        self.doubtful: int | None = None
         self._overtaken = False
 
     def refresh(self) -> bool:
@@ -413,6 +414,8 @@ class Log:
             return True
         except OSError as error:
             # The reply may lie both ways: only the content tells whose record it is.
+            if error.errno != errno.EEXIST:
+                self.doubtful = number  # it may also be done later (a soft mount gave up)
             try:
                 return self._files.readlink(path) == text
             except OSError as unreadable:
