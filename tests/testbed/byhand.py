@@ -48,7 +48,7 @@ class ByHand:
         return self.client.publish(lane, rows, [row.key for row in rows])
 
     def agent(self, **described) -> AgentSession:
-        about = describe(place="local", cores=4, version="3.x", **described)
+        about = describe(**{"place": "local", "cores": 4, "version": "3.x", **described})
         session = AgentSession(self.spool, environment(), {"host": "node7"}, about)
         session.join()
         return session
