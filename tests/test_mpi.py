@@ -72,7 +72,7 @@ def group(settings: Settings, flavour: str) -> Iterator[Callable[[int], Bench]]:
         def make(ranks: int) -> Bench:
             bench = Bench(lambda given: MpiWorker(given, ranks), under(flavour, settings))
             stack.callback(bench.wait_until_none_is_left)
-            stack.callback(lambda: bench.worker.close())
+            stack.callback(lambda: bench.worker.close())  # noqa: PLW0108 (it may be another by then)
             return bench
 
         yield make
@@ -252,6 +252,24 @@ class TestSettings:
             monkeypatch.setenv(name, value)
         check_sum(group(2), 2)
 
+    def test_a_killed_group_leaves_no_memory_and_no_files(
+        self, group: Any, settings: Settings
+    ) -> None:
+        places = ("/dev/shm", "/tmp", settings.scratch)
+        before = [set(os.listdir(place)) for place in places]
+        bench = group(2)
+        check_sum(bench, 2)
+        held = set(bench.worker._shared)
+        assert held
+        bench.worker.kill()
+        bench.lost()
+        bench.worker.close()
+        after = [set(os.listdir(place)) for place in places]
+        # Others use the first two as well: only what this group had counts.
+        assert not held & {f"/dev/shm/{name}" for name in after[0]}
+        assert not [name for name in after[1] - before[1] if name.startswith(("ompi", "fsb-"))]
+        assert after[2] == before[2]
+
     def test_a_long_scratch_path(self, settings: Settings, flavour: str, tmp_path: Path) -> None:
         scratch = tmp_path / ("long" * 30)
         scratch.mkdir()
@@ -352,9 +370,9 @@ class TestStart:
 
         chosen = replace(settings, launcher=self.launcher(tmp_path / "run", "exec sleep 1000"))
         bench = Bench(lambda given: MpiWorker(given, 1), chosen)
-        assert os.stat(os.path.dirname(bench.worker._listener.path)).st_mode & 0o77 == 0
+        assert os.stat(os.path.dirname(bench.worker._place.address)).st_mode & 0o77 == 0
         with socket.socket(socket.AF_UNIX) as stranger:
-            stranger.connect(bench.worker._listener.path)
+            stranger.connect(bench.worker._place.address)
             stranger.sendall(messages.frame(messages.Hello("guess", 0, 1, 1)))
             stranger.settimeout(0.01)
             bench.until(lambda _: _hung_up(stranger))
@@ -375,7 +393,7 @@ def _hung_up(peer: Any) -> bool:
 
 def test_values_of_ranks_become_a_list(settings: Settings) -> None:
     arrays = Arrays(settings.spool, settings.area, False)
-    large = np.random.rand(200_000)
+    large = np.random.default_rng().random(200_000)
     values = [1, {"a": np.arange(3)}, {2}, (large, {large.size}), None]
     reports = [
         Ended(9, n, 1, arrays.store(pickling.encode(v)), None, n, 0.5 + n, 1.0, 10, b"", b"")

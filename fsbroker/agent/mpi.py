@@ -26,7 +26,7 @@ import socket
 import struct
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import count
 from typing import Any, NamedTuple
@@ -60,7 +60,7 @@ TAIL = 2000
 
 TOKEN = "FSBROKER_TOKEN"  # noqa: S105 (the name of the variable)
 
-_LONGEST_SOCKET_PATH = 100  # the kernel takes 107 bytes
+_LONGEST_PATH = 90  # of the directory of a socket: the kernel takes 107 bytes in all
 
 _ON_THIS_NODE = {
     # Open MPI 4 and 5: more ranks than cores are the agent's business, and two groups on
@@ -116,19 +116,21 @@ def launch_environment(settings: Settings, base: Mapping[str, str]) -> dict[str,
     return found
 
 
-class _Listener:
-    """The socket that ranks connect to, in a directory for this user alone."""
+class _Place:
+    """A directory for one group, for this user alone, with the socket that ranks connect to.
+
+    Open MPI keeps its files there too: where a group was killed, they would stay.
+    """
 
     def __init__(self, scratch: str) -> None:
-        self._own: str | None = None
-        name = f"mpi-{next(_numbers)}"
-        if len(os.fsencode(os.path.join(scratch, name))) > _LONGEST_SOCKET_PATH:
-            self._own = scratch = tempfile.mkdtemp(prefix="fsb-", dir="/tmp")
-        self.path = os.path.join(scratch, name)
+        self.path = os.path.join(scratch, f"mpi-{next(_numbers)}")
+        if len(os.fsencode(self.path)) > _LONGEST_PATH:
+            self.path = tempfile.mkdtemp(prefix="fsb-", dir="/tmp")
+        else:
+            os.mkdir(self.path, 0o700)
+        self.address = os.path.join(self.path, "agent")
         self.socket = socket.socket(socket.AF_UNIX)
-        with suppress(FileNotFoundError):
-            os.unlink(self.path)
-        self.socket.bind(self.path)
+        self.socket.bind(self.address)
         self.socket.listen(1024)
         self.socket.setblocking(False)
 
@@ -145,12 +147,23 @@ class _Listener:
         return found
 
     def close(self) -> None:
+        """No rank is expected any more."""
         self.socket.close()
         with suppress(FileNotFoundError):
-            os.unlink(self.path)
-        if self._own is not None:
-            with suppress(OSError):
-                os.rmdir(self._own)
+            os.unlink(self.address)
+
+    def remove(self) -> None:
+        self.close()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def shared_memory_of(pids: Iterable[int]) -> set[str]:
+    """The shared memory files of processes: those of an MPI library stay after a kill."""
+    found = set()
+    for pid in pids:
+        with suppress(OSError), open(f"/proc/{pid}/maps") as maps:
+            found.update(re.findall(r" (/dev/shm/\S+)$", maps.read(), re.MULTILINE))
+    return found
 
 
 def _uid_of(peer: socket.socket) -> int:
@@ -275,8 +288,9 @@ class MpiWorker:
         self._launcher = find_launcher(settings.launcher, settings, ranks)
         self._output = os.path.join(settings.scratch, f"group-{next(_numbers)}")
         self._poll = select.epoll()
-        self._listener: _Listener | None = _Listener(settings.scratch)
-        self._poll.register(self._listener.socket, select.EPOLLIN)
+        self._place = _Place(settings.scratch)
+        self._poll.register(self._place.socket, select.EPOLLIN)
+        self._shared: set[str] = set()
         self._peers: dict[int, Connection] = {}
         self._rank_of: dict[int, int] = {}
         self._queue: list[bytes] = []
@@ -291,9 +305,8 @@ class MpiWorker:
         self._poll.register(self._process, select.EPOLLIN)
 
     def _launch(self) -> Process:
-        assert self._listener is not None
         plan = {
-            "connect": self._listener.path,
+            "connect": self._place.address,
             "output": self._output,
             "spool": self.settings.spool,
             "area": self.settings.area,
@@ -303,6 +316,8 @@ class MpiWorker:
         rank = [self.settings.python, "-m", "fsbroker.agent.worker", "rank", json.dumps(plan)]
         guardian = [sys.executable, "-m", "fsbroker.agent.guardian", "{control}"]
         variables = launch_environment(self.settings, os.environ)
+        for name in ("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base"):
+            variables[name] = self._place.path
         variables[TOKEN] = self._token  # not an argument: `ps` shows those to everybody
         process = Process(
             [*guardian, *self._launcher, *rank], variables, PACKAGE_ROOT, self._output
@@ -343,8 +358,8 @@ class MpiWorker:
         return found
 
     def _attend(self, descriptor: int, at_most: float) -> list[Ended]:
-        if self._listener and descriptor == self._listener.socket.fileno():
-            for accepted in self._listener.accept():
+        if descriptor == self._place.socket.fileno():
+            for accepted in self._place.accept():
                 self._peers[accepted.fileno()] = Connection(accepted, self._poll)
             return []
         peer = self._peers.get(descriptor)
@@ -394,7 +409,8 @@ class MpiWorker:
     def _begin(self) -> None:
         self.ready = True
         self._process.kill(after=math.inf)
-        self._close_listener()
+        self._place.close()
+        self._shared = shared_memory_of(self.pids.values())  # before a task has any
         self._send(self._queue)
         self._queue = []
 
@@ -516,19 +532,14 @@ class MpiWorker:
         """Let go of it: if it still lives, it is killed."""
         self._gone = True
         self._process.close()
-        self._close_listener()
+        self._place.remove()
         for peer in self._peers.values():
             peer.close()
         self._poll.close()
-        for rank in range(self.ranks):
-            for ending in ("out", "err"):
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{self._output}.{rank}.{ending}")
-
-    def _close_listener(self) -> None:
-        if self._listener is not None:
-            self._listener.close()
-            self._listener = None
+        files = [f"{self._output}.{r}.{end}" for r in range(self.ranks) for end in ("out", "err")]
+        for path in (*files, *self._shared):
+            with suppress(FileNotFoundError):
+                os.unlink(path)
 
 
 def _one_row(report: Returned, rank: int) -> Ended:
