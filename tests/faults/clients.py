@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Sequence
 
 from fsbroker.executor import ClusterExecutor
-from tests.faults.tasks import task
+from tests.faults.tasks import task, value_of
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,12 +33,38 @@ def submit(executor: ClusterExecutor, journal: str, prefix: str, count: int) -> 
     return futures
 
 
+def chaos(arguments: Sequence[str]) -> int:
+    """Tasks of 0 to 200 ms, a third behind others; started again, it wants the same ones."""
+    spool, journal, count, seed = arguments
+    chance = random.Random(seed)
+    patient = {"retries": 200}
+    futures: list = []
+    expected: list = []
+    with ClusterExecutor(spool, backend="none", resource_dict=patient) as executor:
+        for number in range(int(count)):
+            behind = (
+                chance.sample(range(number), 2) if number > 2 and chance.random() < 1 / 3 else []
+            )
+            delay = chance.choice([0.0, 0.0, 0.01, 0.05, 0.2])
+            inputs = [futures[one] for one in behind]
+            futures.append(executor.submit(task, journal, f"t{number}", delay, *inputs))
+            expected.append(value_of(f"t{number}", *(expected[one] for one in behind)))
+            if number % 50 == 49:
+                executor._loop.flush(60)  # several task files
+        for future, value in zip(futures, expected, strict=True):
+            found = future.result(100)
+            if found != value:
+                print(f"wrong value: {found} instead of {value}")
+                return 1
+    return 0
+
+
 def values(prefix: str, count: int) -> list:
     """What those futures must give."""
     found: list = []
     for number in range(count):
         inputs = [found[-1]] if found and number >= count - count // 3 else []
-        found.append([f"{prefix}{number}", *inputs])
+        found.append(value_of(f"{prefix}{number}", *inputs))
     return found
 
 

@@ -122,9 +122,9 @@ def main() -> int:
         from fsbroker.agent.__main__ import main as agent
 
         return agent(arguments)
-    from tests.faults.clients import main as client
+    from tests.faults import clients
 
-    return client(arguments)
+    return clients.chaos(arguments) if kind == "chaos" else clients.main(arguments)
 
 
 if __name__ == "__main__":

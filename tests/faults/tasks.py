@@ -16,8 +16,8 @@ def note(journal: str, name: str) -> None:
 
 
 def value_of(name: str, *inputs: Any) -> list[Any]:
-    """What the task of this name must give."""
-    return [name, *inputs]
+    """What the task of this name must give: its name, and those of its inputs."""
+    return [name, *(value[0] for value in inputs)]
 
 
 def task(journal: str, name: str, delay: float = 0.0, *inputs: Any) -> list[Any]:
@@ -45,3 +45,12 @@ def runs_of(journal: str) -> dict[str, int]:
                 name = line.split()[0]
                 found[name] = found.get(name, 0) + 1
     return found
+
+
+def hold(journal: str, name: str, gate: str) -> list[Any]:
+    """Runs until a file is there."""
+    note(journal, name)
+    deadline = time.monotonic() + 60
+    while not os.path.exists(gate) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return value_of(name)
