@@ -15,6 +15,7 @@ from fsbroker.agent.messages import Call, Ended, Forget, Function, Input, Return
 from fsbroker.agent.processes import Settings
 from fsbroker.agent.slots import Slot, Slots
 from fsbroker.agent.workers import SerialWorker
+from fsbroker.errors import FsbrokerError
 from fsbroker.resources import Shape
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import ranges_of
@@ -257,7 +258,11 @@ class Crew:
         return [one for one in self.members if one.slot.shape == shape and not one.is_idle()]
 
     def idle(self, shape: Shape) -> Member | None:
-        """An idle worker of this shape, started if there is room for it."""
+        """An idle worker of this shape, started if there is room for it.
+
+        Raises:
+            MissingProgram: no worker of this shape can be started here.
+        """
         for member in self.members:
             if member.slot.shape == shape and member.is_idle():
                 return member
@@ -276,7 +281,11 @@ class Crew:
 
     def _start(self, slot: Slot) -> Member:
         settings = self._make(slot)
-        worker = _worker(settings, slot.shape.cores)
+        try:
+            worker = _worker(settings, slot.shape.cores)
+        except FsbrokerError:
+            self._slots.give_back(slot)
+            raise
         member = Member(worker, slot)
         self.members.append(member)
         self._selector.register(worker, selectors.EVENT_READ, member)

@@ -28,6 +28,7 @@ from fsbroker.agent.processes import Settings
 from fsbroker.agent.session import AgentSession
 from fsbroker.agent.slots import Slot, Slots
 from fsbroker.agent.workers import Lost
+from fsbroker.errors import DependencyFailed, FsbrokerError
 from fsbroker.resources import Shape, parse_shape
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import Retired, rows_of
@@ -304,14 +305,14 @@ class Agent:
         now = time.monotonic()
         while self._units:
             unit = self._units[0]
-            member = self._member_for(unit)
-            if member is None:
-                return
-            self._units.popleft()
             try:
+                member = self._member_for(unit)
+                if member is None:
+                    return
                 member.assign(unit, self._value, now)
-            except LookupError as error:
-                self._end_lost_inputs(unit, str(error))
+            except FsbrokerError as error:
+                self._fail(unit, error)
+            self._units.popleft()
 
     def _member_for(self, unit: Unit) -> Member | None:
         shape = parse_shape(unit.live.name.shape)
@@ -329,13 +330,14 @@ class Agent:
     def _value(self, key: bytes) -> Value:
         value = self.session.input_value(key)
         if value is None:
-            raise LookupError(f"the value of {key.hex()} is not in the spool any more")
+            raise DependencyFailed("The value of a dependency is not in the spool", key.hex())
         return value
 
-    def _end_lost_inputs(self, unit: Unit, message: str) -> None:
-        error = {"type": "DependencyFailed", "message": message, "traceback": ""}
+    def _fail(self, unit: Unit, reason: FsbrokerError) -> None:
+        """Rows that cannot even be given to a worker end with the reason."""
+        error = {"type": type(reason).__name__, "message": str(reason), "traceback": ""}
         for row in unit.rows:
-            self._end(unit.live, row, Status.FAILED, _NOTHING, error)
+            self._end(unit.live, row, Status.FAILED, _NOTHING, dict(error))
 
     # -- reports -------------------------------------------------------------------------
 
@@ -353,6 +355,8 @@ class Agent:
                 return
         if member.worker.ready:
             self._bad_starts = 0
+        if not member.worker.alive and not member.rows_left():
+            self._crew.dismiss(member)
 
     def _learn(self, live: LiveFile, row: int, duration: float) -> None:
         """How long the function takes: a moving average, at least the cost of handing over."""
