@@ -19,7 +19,6 @@ from collections import deque
 from itertools import count
 from typing import NamedTuple
 
-import fsbroker
 from fsbroker.agent import messages
 from fsbroker.agent.messages import (
     Call,
@@ -38,7 +37,7 @@ from fsbroker.errors import FsbrokerError, WorkerLost
 CHUNK = 1 << 20
 TURN = 16 << 20
 
-PACKAGE_ROOT = os.path.dirname(next(iter(fsbroker.__path__)))
+PACKAGE_ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 """Where workers start, so that they import the same fsbroker as the agent."""
 
 _numbers = count()
