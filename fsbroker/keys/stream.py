@@ -69,7 +69,7 @@ class Stream(ABC):
     # values
 
     def value(self, obj: Any) -> None:
-        """Write an object: atoms at once, code by reference, others by the digest of their parts."""
+        """Write an object: atoms at once, code by reference, others by their own digest."""
         if self._foreign:
             obj = _stand_in(obj, self._foreign)
         atom = ATOMS.get(type(obj))
