@@ -49,6 +49,7 @@ def test_workflow_survives_the_end_of(victim, tmp_path, monkeypatch, capfd):
     seen = []
     print_report = report.print_report
     monkeypatch.setattr(demo, "print_report", lambda *it: seen.append(it) or print_report(*it))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     spool = tmp_path / "the spool"
     options = ["--kill", victim, "--spool", str(spool), "--metals", ",".join(SYMBOLS)]
 
@@ -64,6 +65,7 @@ def test_workflow_survives_the_end_of(victim, tmp_path, monkeypatch, capfd):
     begun_again = {task for task, attempts in course.at_end.attempts.items() if attempts > 1}
     assert bool(begun_again) == (victim != "client")
     assert not processes_with(str(spool))
+    assert os.listdir(tmp_path) == ["the spool"]
 
 
 def assert_same_as_serial(rows):
@@ -252,10 +254,14 @@ def test_missing_package_names_the_extra(monkeypatch):
         demo.main([])
 
 
-def test_spool_of_an_earlier_run_is_refused(tmp_path):
-    Path(tmp_path, "spool.yaml").touch()
+def test_spool_of_an_earlier_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    Path(spool, "spool.yaml").touch()
     with pytest.raises(errors.SpoolError, match="in use"):
-        demo.main(["--spool", str(tmp_path)])
+        demo.main(["--spool", str(spool)])
+    assert os.listdir(tmp_path) == ["spool"]
 
 
 @pytest.mark.parametrize(

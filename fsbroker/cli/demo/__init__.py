@@ -43,13 +43,14 @@ def main(arguments: list[str]) -> int:
         if importlib.util.find_spec(package) is None:
             cure = "Install it with: pip install 'fsbroker[demo]'"
             raise MissingExtra("The demo needs a package that is not installed", package, cure)
+    given = _new_directory(options.spool) if options.spool else None
     directory = tempfile.mkdtemp(prefix="fsbroker-demo-")
-    spool = _new_directory(options.spool) if options.spool else os.path.join(directory, "spool")
+    spool = given or os.path.join(directory, "spool")
     plan = Plan(spool, options.metals, options.points, options.cells)
     with Demo(plan, directory) as demo:
         course = demo.run(VICTIMS[options.kill])
     good = print_report(plan, course)
-    if options.spool:
+    if given:
         print(f"\nThe spool is kept: {spool}")
     if good:
         shutil.rmtree(directory)
