@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, as_completed, wait
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -269,9 +269,16 @@ def test_futures_after_the_with_block(spool):
 
 
 def test_exception_in_the_with_block(spool):
-    with pytest.raises(KeyError), ClusterExecutor(spool, max_workers=2) as executor:
-        future = executor.submit(square, 311)
-        raise KeyError
+    futures = []
+
+    def work():
+        with ClusterExecutor(spool, max_workers=2, idle_timeout=3) as executor:
+            futures.append(executor.submit(square, 311))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        work()
+    (future,) = futures
     assert future.result() == 311**2
 
 
@@ -455,7 +462,7 @@ def test_futures_of_other_executors(exe, gate):
         nested = [{"x": (foreign, exe.submit(square, 2))}]
         future = exe.submit(lambda data: data[0]["x"], nested)
         nested.clear()  # the arguments are those of the moment of submission
-        dependent = exe.submit(lambda pair: sum(pair), future)
+        dependent = exe.submit(sum, future)
         assert (future.key, dependent.key, future.done()) == (None, None, False)
         assert not future.running()
         opened.set()
@@ -577,15 +584,18 @@ def test_cache_off(exe, counted):
     assert counted.runs == 3
 
 
-def test_cache_off_for_what_has_no_canonical_form(exe):
-    class Odd:
-        def __reduce_ex__(self, _):
-            return square, (time.perf_counter_ns() % 7,)
+def test_cache_off_for_what_has_no_canonical_form(exe, tmp_path):
+    (tmp_path / "text").write_text("content")
+    with open(tmp_path / "text") as file:  # cloudpickle takes one along, as it is now
 
-    odd = threading.local  # a class without state: canonical; the instance below is not
-    assert odd
-    off = {"cache": "off"}
-    assert exe.submit(lambda x: x >= 0, Odd(), resource_dict=off).result(PATIENCE)
+        def read():
+            return file.read()
+
+        for call in ((read,), (lambda argument: argument.read(), file)):
+            with pytest.raises(CannotPickle):
+                exe.submit(*call)
+            future = exe.submit(*call, resource_dict={"cache": "off"})
+            assert future.result(PATIENCE) == "content"
 
 
 def test_failed_task_runs_again(exe, counted):
@@ -611,7 +621,7 @@ def test_failed_dependents_run_again(exe, counted):
 def test_cache_key_with_other_arguments(exe, when, tmp_path):
     name = {"cache_key": f"name {tmp_path.name}"}
     gate = Gate(tmp_path)
-    with exe._loop.lock if when == "together" else suppress():
+    with exe._loop.lock if when == "together" else nullcontext():
         first = exe.submit(gate.function(), 1, resource_dict=name)
         if when == "done":
             gate.open()
