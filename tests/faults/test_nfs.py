@@ -1,0 +1,23 @@
+"""The whole way over real NFS, v4.2 and v3: two hosts, one of which dies."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.testbed.nfs import run_in_nfs
+
+
+@pytest.mark.nfs
+@pytest.mark.timeout(200)
+def test_two_hosts_share_a_spool_and_one_dies():
+    text = run_in_nfs(Path(__file__).parent / "nfs_story.py", timeout=180)
+    stories = [line.split(" ", 1) for line in text.splitlines()]
+    assert [version for version, _ in stories] == ["V4", "V3"]
+    for version, found in stories:
+        times = json.loads(found)
+        print(version, *(f"{what}: {took:.2f}" for what, took in times.items()), sep="\n    ")
+        assert times.pop("ran again") == 1  # the row that the killed agent held
+        # No wait for a cache of 30 s: news is found by listing. Polls are 5 s apart at most.
+        assert times["longest of ten"] < 15
+        assert max(times.values()) < 40
