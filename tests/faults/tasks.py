@@ -54,3 +54,17 @@ def hold(journal: str, name: str, gate: str) -> list[Any]:
     while not os.path.exists(gate) and time.monotonic() < deadline:
         time.sleep(0.01)
     return value_of(name)
+
+
+def mpi_task(journal: str, name: str, gate: str) -> list[Any]:
+    """Each rank says that it runs; all wait for a file, then talk to each other."""
+    from mpi4py import MPI
+
+    comm = MPI.COMM_WORLD
+    if comm.rank == 0:
+        note(journal, name)
+    note(f"{journal}.{name}", f"rank{comm.rank}")
+    deadline = time.monotonic() + 60
+    while not os.path.exists(gate) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return [*value_of(name), comm.allreduce(comm.rank + 1)]
