@@ -333,6 +333,7 @@ def test_logs_are_those_of_the_attempt_that_counts(shell, hand):
     again = hand.claim(second)
     second.write_logs(again.live, 0, [(0, b"zero\n", b""), (1, b"one\n", b"")])
     hand.end(second, again)
+    first.write_logs(claim.live, 0, [(0, b"late\n", b"")])  # it slept meanwhile
     assert shell.run("logs", key_of("one").hex(), "--rank", "0")[1] == "zero\n"
     assert shell.run("logs", key_of("one").hex())[1].count("== rank") == 2
 

@@ -310,6 +310,17 @@ def test_results_that_were_asked_for_go_from_streams_and_packs(hand):
     assert has_value(hand, "s2")
 
 
+def test_results_stay_while_an_agent_packs_them(hand):
+    packed(hand, *(f"f{number}" for number in range(12)))
+    hand.make_all_old()
+    lock = hand.files.try_lock(hand.area.lock("packs"))
+    rubbish = gc.survey(hand.files, hand.area, EVERYTHING)
+    trouble = gc.remove(hand.files, hand.area, rubbish)
+    lock.release()
+    assert any("Run gc again" in line for line in trouble)
+    assert has_value(hand, "f3")
+
+
 def test_results_that_live_task_files_name_stay(hand):
     names = [f"f{number}" for number in range(12)]
     packed(hand, *names)

@@ -338,7 +338,7 @@ class _Survey:
             if self._age(path) <= self._wishes.older_than:
                 continue
             with suppress(FileNotFoundError), ResultFile(self._files, path) as file:
-                going = len(file.rows) - len(_kept(file, self._spared, self._live))
+                going = len(file.rows) - len(_kept(file, self._spared))
                 is_pack = path.startswith(self._area.packs)
                 # Of a stream's files only whole ones go: the others will be in a pack soon.
                 if going == len(file.rows) or (is_pack and going):
@@ -357,19 +357,12 @@ def _is_sealed(files: Files, area: Area, agent: str) -> bool:
     return bool(numbers) and streams.is_seal(files, area, agent, numbers[-1])
 
 
-def _kept(file: ResultFile, keys: set[bytes], live: set[str]) -> np.ndarray:
-    """The rows that stay: named by live or tagged task files, or outcomes of live rows.
+def _kept(file: ResultFile, keys: set[bytes]) -> np.ndarray:
+    """The rows that stay.
 
-    A live row whose outcome went would be run again.
+    Among the keys are those of live rows: one whose outcome went would be run again.
     """
-    numbers = {number for number, stem in enumerate(file.files) if stem in live}
-    owners = file.rows["file"].tolist()
-    kept = [
-        index
-        for index, (key, owner) in enumerate(zip(file.keys, owners, strict=True))
-        if key in keys or owner in numbers
-    ]
-    return np.array(kept, dtype=np.intp)
+    return np.array([index for index, key in enumerate(file.keys) if key in keys], dtype=np.intp)
 
 
 def _share(files: Files, file: ResultFile, going: int) -> Usage:
@@ -459,10 +452,10 @@ class _Removal:
         self._look_again()
         lock = self._files.try_lock(self._area.lock("packs"))
         if lock is None:
-            return  # an agent packs: another time
+            raise SpoolError("An agent packs results at this moment", path, "Run gc again")
         try:
             with ResultFile(self._files, path) as file:
-                kept = _kept(file, self._spared.keys, self._spared.live)
+                kept = _kept(file, self._spared.keys)
                 tier = parse_pack(path.rpartition("/")[2])
                 if len(kept) and not (tier and self._put_in_place(file, kept, tier)):
                     return
