@@ -33,6 +33,7 @@ from fsbroker.errors import FsbrokerError, KeyConflict, SpoolError, SpoolMissing
 from fsbroker.future import Future
 from fsbroker.keys import UNKNOWN
 from fsbroker.spool.blobs import store
+from fsbroker.spool.files import explain
 from fsbroker.spool.index import Found
 from fsbroker.spool.layout import MAX_ROWS
 from fsbroker.spool.log import State
@@ -95,8 +96,12 @@ class Attach(NamedTuple):
 class Agents(Protocol):
     """Who sees to it that agents run (`fsbroker.launch`)."""
 
-    def ensure(self, session: ClientSession[Any], shapes: Iterable[str]) -> str | None:
-        """Start agents if none can run these shapes; what is wrong if they cannot start."""
+    def ensure(self, session: ClientSession[Any], shapes: Iterable[str]) -> SpoolError | None:
+        """Start agents if none can run these shapes; what is wrong if they cannot start.
+
+        Raises:
+            OSError, SpoolError: file calls fail, which may pass.
+        """
 
 
 class ClientLoop:
@@ -128,6 +133,7 @@ class ClientLoop:
         self._stopping = False
         self._last_check = 0.0
         self._trouble_since: float | None = None
+        self._without_agents_since: float | None = None
 
     # -- called by user threads ----------------------------------------------------------
 
@@ -480,8 +486,10 @@ class ClientLoop:
         """
         files, area, _ = self.spool
         path, end = area.lock("submit"), files.monotonic() + LOCK_PATIENCE
-        while (lock := files.try_lock(path)) is None and files.monotonic() < end:
-            time.sleep(LOCK_RETRY)
+        lock = None
+        with suppress(OSError):
+            while (lock := files.try_lock(path)) is None and files.monotonic() < end:
+                time.sleep(LOCK_RETRY)
         try:
             yield
         finally:
@@ -644,10 +652,19 @@ class ClientLoop:
     def _ensure_agents(self) -> None:
         if self._agents is None or not self._open:
             return
-        wrong = self._agents.ensure(self._session, self._shapes)
+        wrong: Exception | None
+        try:
+            wrong = self._agents.ensure(self._session, self._shapes)
+        except (OSError, SpoolError) as error:
+            # What is read may be there still, so this is no trouble of the turn.
+            now = self.spool.files.monotonic()
+            self._without_agents_since = self._without_agents_since or now
+            wrong = error if now - self._without_agents_since > PATIENCE else None
+        else:
+            self._without_agents_since = None
         if wrong is not None:
-            error = SpoolError("No agent can run the tasks", self.spool.files.root, wrong)
-            self._fail(list(self._open.values()), error)
+            self._without_agents_since = None
+            self._fail(list(self._open.values()), _told(wrong, self.root))
 
     def _deliver_found(self, found: Sequence[tuple[Future, Found]]) -> None:
         files: dict[str, list[tuple[int, Future]]] = {}
@@ -708,10 +725,13 @@ def _told(error: Exception, root: str) -> Exception:
     """The error that futures get when the spool cannot be used any more."""
     if isinstance(error, FsbrokerError):
         return error
+    path = getattr(error, "filename", None) or root
+    if isinstance(error, OSError) and (told := explain(error, path)):
+        return told
     reason = getattr(error, "strerror", None) or str(error)
     return SpoolMissing(
         f"The spool cannot be used ({reason})",
-        getattr(error, "filename", None) or root,
+        path,
         "Is its file system mounted? What it held goes on when it is back: submit again, or "
         "attach by key. If it was deleted, its tasks are lost.",
     )

@@ -120,11 +120,11 @@ class LocalLauncher:
 
     # -- what the client's loop asks for -------------------------------------------------
 
-    def ensure(self, _: ClientSession[Any], shapes: Iterable[str]) -> str | None:
-        """Start what is missing; a text if agents cannot be started.
+    def ensure(self, _: ClientSession[Any], shapes: Iterable[str]) -> SpoolError | None:
+        """Start what is missing; what is wrong if agents end as soon as they start.
 
         Raises:
-            SpoolError: the spool cannot be written, so agents end as soon as they start.
+            OSError, SpoolError: file calls fail, which may pass.
         """
         needed = self._needed(shapes)
         if not needed:
@@ -188,18 +188,17 @@ class LocalLauncher:
                 self._failures += 1
                 self._last_words = f"{_tail(entry.log)}\n(exit code {code}, {entry.log})"
 
-    def _explanation(self) -> str:
-        self._probe()
-        return f"{FAILURES} agents ended as soon as they started. The last one said: " + (
-            self._last_words
-        )
-
-    def _probe(self) -> None:
-        """Where nothing can be written, agents cannot leave last words: find out here."""
+    def _explanation(self) -> SpoolError:
+        """Where nothing can be written, agents leave no last words: so try it here."""
         files, area, _ = self._spool
         path = area.temporary(files.token())
-        files.write_new(path, [bytes(4096)], sync=False)
-        files.unlink(path)
+        try:
+            files.write_new(path, [bytes(4096)], sync=False)
+            files.unlink(path)
+        except SpoolError as error:
+            return error
+        said = f"{FAILURES} agents ended as soon as they started. The last one said: "
+        return SpoolError("No agent can run the tasks", files.root, said + self._last_words)
 
 
 def available_cores() -> int:
