@@ -93,16 +93,15 @@ class Member:
 
     def assign(self, unit: Unit, value: Callable[[bytes], object], now: float) -> None:
         """Send rows. ``value`` gives the stored value of a dependency."""
+        assignment = Assignment(self._next, unit)
+        messages = _slices(assignment) if unit.simple else _calls(assignment, value)
+        sent = list(messages)  # may fail, and then nothing was assigned
         if not self._assignments:
             self.heard = now
-        assignment = Assignment(self._next, unit)
         self._next += len(unit.rows)
         self._assignments.append(assignment)
         self._send_functions(unit)
-        if unit.simple:
-            self.worker.send(*_slices(assignment))
-        else:
-            self.worker.send(*_calls(assignment, value))
+        self.worker.send(*sent)
 
     def _send_functions(self, unit: Unit) -> None:
         file = unit.live.file

@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import selectors
 import signal
-import tempfile
 import time
 from array import array
 from collections import deque
@@ -22,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from fsbroker.agent import scratch
 from fsbroker.agent.crew import Crew, Doom, Member, Unit, bulk_of, units_of
 from fsbroker.agent.messages import Ended, Output, Returned
 from fsbroker.agent.processes import Settings
@@ -96,7 +96,8 @@ class Agent:
         self._selector = selectors.DefaultSelector()
         self._slots = Slots(plan.cores, plan.gpus, plan.memory)
         self._crew = Crew(self._slots, self._settings, self._selector)
-        self._scratch = tempfile.mkdtemp(prefix="fsbroker-")
+        scratch.sweep()
+        self._scratch = scratch.make()
         self._units: deque[Unit] = deque()
         self._durations: dict[bytes, float] = {}
         self._outcomes: list[Outcome | Bulk] = []
@@ -144,8 +145,7 @@ class Agent:
             self._watch.stop()
             for member in list(self._crew.members):
                 self._crew.dismiss(member)
-            with suppress(OSError):
-                _remove(self._scratch)
+            scratch.remove(self._scratch)
         return 0
 
     def _stop(self, *_: object) -> None:
@@ -549,10 +549,23 @@ class Agent:
 
     def _cancel_running(self) -> None:
         requests = set(self.session.cancel_requests())
+        for unit in [unit for unit in self._units if requests]:
+            self._cancel_queued(unit, requests)
         for member in self._crew.members if requests else ():
             current = member.current()
             if current is not None and (current[0].stem, current[1]) in requests:
                 self._kill(member, Doom(Status.CANCELLED, "cancelled", *current))
+
+    def _cancel_queued(self, unit: Unit, requests: set[tuple[str, int]]) -> None:
+        """Rows of a unit that no worker has yet: they simply do not go to one."""
+        wanted = [row for row in unit.rows if (unit.live.stem, row) in requests]
+        if not wanted or not unit.simple:
+            return  # a chain's other rows need the row: it is killed when it runs
+        self._units.remove(unit)
+        for row in wanted:
+            self._end(unit.live, row, Status.CANCELLED, _NOTHING)
+        left = [row for row in unit.rows if row not in wanted]
+        self._units.extend(units_of(unit.live, left, MOST_ROWS))
 
 
 def _without(unit: Unit, live: LiveFile, row: int) -> Unit:
@@ -569,9 +582,3 @@ def _append_error(path: str, function: str, error: dict[str, str]) -> None:
     """What ``error_log_file`` asks for; trouble with that file is not the task's."""
     with suppress(OSError), open(path, "a") as file:
         file.write(f"{function}: {error['type']}: {error['message']}\n{error['traceback']}\n")
-
-
-def _remove(directory: str) -> None:
-    import shutil
-
-    shutil.rmtree(directory, ignore_errors=True)

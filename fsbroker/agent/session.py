@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fsbroker.agent.waiting import Waiting
 from fsbroker.errors import FileDamaged, FileRefused, SpoolError
-from fsbroker.spool import packs, presence, streams
+from fsbroker.spool import archive, packs, presence, streams
 from fsbroker.spool.index import Results
 from fsbroker.spool.layout import Presence, parse_cancel
 from fsbroker.spool.live import LiveFile, LiveFiles, bury, retire
@@ -277,7 +277,11 @@ class AgentSession:
         key = live.file.key(row)
         directory = self._area.task_logs(key, self.agent, live.log.fold.generation[row])
         self._files.mkdir(directory.rpartition("/")[0])
-        self._files.mkdir(directory)
+        try:
+            self._files.mkdir(directory)
+        except FileNotFoundError:  # gc found the parent empty in this moment
+            self._files.mkdir(directory.rpartition("/")[0])
+            self._files.mkdir(directory)
         for rank, stdout, stderr in outputs:
             for name, content in (("out", stdout), ("err", stderr)):
                 with suppress(FileExistsError):
@@ -511,7 +515,9 @@ class AgentSession:
             with suppress(FileDamaged, FileRefused):
                 found |= self._retire_if_ended(live)
         self._quarantine()
-        return packs.cycle(self._files, self._area) or found
+        self._sweep_requests()
+        merged = packs.cycle(self._files, self._area) or archive.cycle(self._files, self._area)
+        return merged or found
 
     def _quarantine(self) -> None:
         """Put aside what cannot be read; rows whose outcomes went with it run again.
@@ -589,6 +595,17 @@ class AgentSession:
             known.pop(live.stem, None)
 
     # -- requests ------------------------------------------------------------------------
+
+    def _sweep_requests(self) -> None:
+        """Forget requests to end rows that have ended."""
+        for name in self._files.names(self._area.cancel):
+            request = parse_cancel(name)
+            if request is None:
+                continue
+            live = self.live.get(request[0])
+            with suppress(FileNotFoundError):
+                if live is None or self.results.ended(live.stem, live.file.keys)[request[1]]:
+                    self._files.unlink(self._area.cancel_request(*request))
 
     def cancel_requests(self) -> list[tuple[str, int]]:
         """Held rows that somebody wants to end."""
