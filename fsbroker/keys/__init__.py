@@ -36,6 +36,6 @@ The way through, each module importing from those below it only:
 """
 
 from fsbroker.keys.function import UNKNOWN, Call, Function, identify, opaque
-from fsbroker.keys.verdict import require_same_code, verify
+from fsbroker.keys.verdict import verify
 
-__all__ = ["UNKNOWN", "Call", "Function", "identify", "opaque", "require_same_code", "verify"]
+__all__ = ["UNKNOWN", "Call", "Function", "identify", "opaque", "verify"]

@@ -12,7 +12,6 @@ from contextlib import suppress
 from itertools import chain, combinations
 from typing import Any
 
-from fsbroker.errors import CodeChanged
 from fsbroker.keys.canonical import Canon
 from fsbroker.keys.function import OPAQUE, name_of
 from fsbroker.keys.refusal import refusing
@@ -36,16 +35,6 @@ def verify(fn: Callable[..., Any], digest: bytes) -> bool:
     with suppress(TypeError):  # a builtin, say: it is looked at each time
         _VERIFIED[digest] = weakref.ref(fn)
     return True
-
-
-def require_same_code(fn: Callable[..., Any], digest: bytes) -> None:
-    """Raise `CodeChanged` unless `verify` says yes."""
-    if not verify(fn, digest):
-        raise CodeChanged(
-            where=name_of(fn),
-            cure="Was a module edited after it was imported, or after the task was submitted? "
-            "Restart the session (or reload the module) and submit again.",
-        )
 
 
 def _matches(fn: Callable[..., Any], digest: bytes) -> bool:
