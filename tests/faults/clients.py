@@ -1,4 +1,4 @@
-"""A client in a process of its own."""
+"""Clients, and an agent's bare session, in processes of their own (`entry`)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import sys
 from collections.abc import Sequence
 
 from fsbroker.executor import ClusterExecutor
+from fsbroker.spool.spool import open_spool
+from tests.faults.parts import agent, run_claim, want
 from tests.faults.tasks import task, value_of
 
 
-def main(arguments: Sequence[str]) -> int:
+def client(arguments: Sequence[str]) -> int:
     """Submit a chain and independent tasks, print their values as they come."""
     spool, journal, prefix, count, *cancel = arguments
     with ClusterExecutor(spool, backend="none") as executor:
@@ -59,6 +61,19 @@ def chaos(arguments: Sequence[str]) -> int:
     return 0
 
 
+def claimer(arguments: Sequence[str]) -> int:
+    """An agent's session that claims row by row, as fast as it can, and runs nothing."""
+    root, environment = arguments
+    session = agent(open_spool(root), environment=environment)
+    session.live.poll()
+    print("joined", flush=True)
+    sys.stdin.readline()
+    while claim := session.claim(want(1), thorough=True):
+        session.publish(run_claim(session, claim))
+    print(*sorted(row for rows in session._published.values() for row in rows))
+    return 0
+
+
 def values(prefix: str, count: int) -> list:
     """What those futures must give."""
     found: list = []
@@ -66,7 +81,3 @@ def values(prefix: str, count: int) -> list:
         inputs = [found[-1]] if found and number >= count - count // 3 else []
         found.append(value_of(f"{prefix}{number}", *inputs))
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,7 @@
 """An agent, or a client, that kills itself at one named point of the protocol.
 
     python -m tests.faults.entry agent --spool S ...
-    python -m tests.faults.entry client S FIRST COUNT ...
+    python -m tests.faults.entry KIND S ...         a function of `clients`
 
 The production code has no hooks: its one object for file calls is replaced by a subclass
 that recognises the step by its call, path and text (`points.Step`), says in a file that
@@ -124,7 +124,7 @@ def main() -> int:
         return agent(arguments)
     from tests.faults import clients
 
-    return clients.chaos(arguments) if kind == "chaos" else clients.main(arguments)
+    return getattr(clients, kind)(arguments)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 import psutil
 import pytest
@@ -16,7 +18,8 @@ from fsbroker.executor import ClusterExecutor
 from fsbroker.spool import presence
 from fsbroker.spool.spool import create, open_spool
 from tests.faults.audit import check, outcomes
-from tests.faults.processes import DEADLINE, Processes, wait_until
+from tests.faults.parts import ENVIRONMENT, row, submit
+from tests.faults.processes import DEADLINE, REPOSITORY, Processes, wait_until
 from tests.faults.tasks import hold, task, value_of
 
 SEED = int(os.environ.get("FSBROKER_TEST_SEED", "7"))
@@ -165,6 +168,39 @@ def test_two_agents_share_ten_thousand_tasks(processes, locks):
     print("shares:", sorted(shares.values()))
     assert min(shares.values()) >= 2500
     assert len(shares) == 2
+
+
+ROWS = 400
+
+
+def test_four_claim_row_by_row_without_a_lock(processes):
+    """As many collisions as there can be: only the records' numbers keep them apart."""
+    lockless(processes.spool)
+    spool = create(processes.spool)
+    stem = submit(spool, [row(number) for number in range(ROWS)])
+    claimers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.faults.entry", "claimer", spool.files.root, ENVIRONMENT],
+            cwd=REPOSITORY,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(4)
+    ]
+    with ExitStack() as stack:
+        for one in claimers:
+            stack.callback(one.wait)
+            stack.callback(one.kill)
+        assert {one.stdout.readline() for one in claimers} == {"joined\n"}
+        for one in claimers:
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        said = [one.communicate(timeout=DEADLINE)[0] for one in claimers]
+    claimed = [int(number) for text in said for number in text.split()]
+    assert sorted(claimed) == list(range(ROWS))
+    assert set(outcomes(spool)) == {(stem, number) for number in range(ROWS)}
+    print("rows of each:", [len(text.split()) for text in said])
 
 
 # -- asleep past the lease ---------------------------------------------------------------
