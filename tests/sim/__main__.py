@@ -15,8 +15,8 @@ import time
 import traceback
 from collections.abc import Iterable
 
-from tests.sim.world import SeedFailed, World
-
+from tests.sim.breaks import BREAKS
+from tests.sim.world import Scenario, SeedFailed, World
 
 LONGEST = 20
 """Seconds of real time for a seed: one that makes no file calls any more never ends."""
@@ -30,12 +30,12 @@ def _too_long(*_: object) -> None:
     raise TooLong
 
 
-def failure_of(seed: int) -> tuple[int, str]:
+def failure_of(seed: int, scenario: Scenario | None = None) -> tuple[int, str]:
     """Run a seed; what went wrong, or nothing."""
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(LONGEST)
     try:
-        World(seed).run()
+        World(seed, scenario).run()
     except SeedFailed as failure:
         return seed, str(failure)
     except TooLong as error:
@@ -62,6 +62,26 @@ def run_many(seeds: Iterable[int], jobs: int, most: int) -> int:
     return failed
 
 
+def catch(name: str) -> int:
+    """Run a broken protocol until it is caught; then the whole one on the same seeds."""
+    broken = next(one for one in BREAKS if one.name == name)
+    make = broken.scenario or (lambda: None)
+    caught = None
+    for seed in range(broken.seeds):
+        with broken.applied():
+            text = failure_of(seed, make())[1]
+        if text:
+            caught = seed
+            print(f"caught: {text}")
+            break
+    if caught is None:
+        print(f"not caught in {broken.seeds} seeds: {name}")
+        return 1
+    failed = [text for seed in range(caught + 1) if (text := failure_of(seed, make())[1])]
+    print("\n".join(failed) or f"{caught + 1} seeds pass when nothing is broken")
+    return bool(failed)
+
+
 def show(seed: int) -> int:
     signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(LONGEST)
@@ -86,6 +106,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=20, help="failures after which to stop")
     parser.add_argument("--seed", type=int)
     parser.add_argument("--trace", action="store_true")
+    parser.add_argument("--break", dest="broken", help="leave out a rule (tests/sim/breaks.py)")
     options = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":
         # The code under test may iterate over sets of strings: the same way in each process.
@@ -93,6 +114,8 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, "-m", "tests.sim", *sys.argv[1:]])
     if options.seed is not None:
         return show(options.seed)
+    if options.broken:
+        return catch(options.broken)
     begin = time.perf_counter()
     failed = run_many(
         range(options.start, options.start + options.seeds), options.jobs, options.most

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from fsbroker.agent.session import AgentSession, Claim
 from fsbroker.client.session import ClientSession, Ended
 from fsbroker.errors import SpoolError
+from fsbroker.spool import gc
 from fsbroker.spool.index import Found
+from fsbroker.spool.layout import Area
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import rows_of
 from fsbroker.spool.streams import Sealed
@@ -26,6 +28,7 @@ from tests.sim.scheduler import Actor
 if TYPE_CHECKING:
     from tests.sim.world import Job, World
 
+AREA = Area("users/u1000")
 LEASE = 10.0
 """Seconds of silence that make an agent dead: short, so that runs are short."""
 LONGEST_NAP = 2.0
@@ -56,10 +59,12 @@ class Agent:
         self.finished: list[Outcome] = []
         self.claims: list[Claim] = []
         self.nap = 0.01
+        self.joined = False
 
     def run(self) -> None:
         try:
             self._retry(self.session.join)
+            self.joined = True
             while not self._may_leave():
                 busy = self._round()
                 self.nap = 0.01 if busy else min(2 * self.nap, LONGEST_NAP)
@@ -76,7 +81,8 @@ class Agent:
                 self.world.note(self.actor, f"trouble: {error!r}")
                 self.world.sleep(self.actor, 0.5)
                 with suppress(*TROUBLE):
-                    self.session.beat()  # a zombie learns by this that it was sealed
+                    if self.joined:
+                        self.session.beat()  # a zombie learns by this that it was sealed
 
     def _may_leave(self) -> bool:
         if not self.world.closing or self.finished or self.nap < LONGEST_NAP:
@@ -192,6 +198,19 @@ def agent(actor: Actor, world: World) -> None:
     Agent(actor, world).run()
 
 
+def collector(actor: Actor, world: World) -> None:
+    """Remove what nobody needs, several times: results at once, whatever their age."""
+    files = actor.files
+    truth = world.truth
+    for _ in range(6):
+        world.sleep(actor, world.chance.choice((0.05, 0.5, 3.0)))
+        truth.collected = True
+        with suppress(*TROUBLE):
+            rubbish = gc.survey(files, AREA, gc.Wishes(older_than=0.0, results=True))  # type: ignore[arg-type]
+            truth.collecting = True
+            gc.remove(files, AREA, rubbish)  # type: ignore[arg-type]
+
+
 # -- clients ---------------------------------------------------------------------------------
 
 
@@ -270,6 +289,7 @@ class Client:
         jobs = [self.world.by_number[number] for number in self._with_needs(batch)]
         open_keys = {ticket.key for ticket in self.open}
         jobs = [job for job in jobs if job.key not in open_keys]
+        known = self.world.truth.looks_up([job.key for job in jobs])
         outcomes, running = self.session.look_up([job.key for job in jobs])
         rows, tickets = [], []
         for job in jobs:
@@ -288,6 +308,7 @@ class Client:
                 tickets.append(ticket)
                 self.world.truth.wanted[ticket] = rows[-1].round
         if rows:
+            self.world.truth.makes([row.key for row in rows], known)
             stem = self.session.publish(self.world.lane(), rows, tickets)
             self.world.truth.accept(stem)
             for number, ticket in enumerate(tickets):
@@ -361,7 +382,11 @@ class Client:
         for ended in checked.ended:
             self._read(ended)
         self.unread += [ticket for ticket, _ in checked.elsewhere]
-        if checked.lost:
+        if checked.lost and self.world.truth.collected:
+            for ticket in checked.lost:
+                self.open.pop(ticket, None)
+                self.batches.append([self.world.jobs[ticket.key].number])
+        elif checked.lost:
             raise Violation(f"{self.actor.name} was told that {checked.lost} are lost")
 
     def _cancel(self) -> None:

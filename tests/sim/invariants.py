@@ -67,12 +67,12 @@ class Published:
 
     __slots__ = ("acknowledged", "agent", "generation", "key", "places", "round", "status", "text")
 
-    def __init__(self, key: bytes, status: int, text: bytes, generation: int, round: int) -> None:
+    def __init__(self, key: bytes, status: int, text: bytes, generation: int, round_: int) -> None:
         self.key = key
         self.status = status
         self.text = text
         self.generation = generation
-        self.round = round
+        self.round = round_
         self.agent = ""
         self.places: set[str] = set()
         self.acknowledged = False
@@ -96,6 +96,7 @@ class Truth:
         accepted: task files whose publication returned to the client.
         outcomes: every outcome that stands somewhere.
         executions: key -> values that its executions made.
+        collecting: whether a gc is at work; collected: whether one ever was.
         wanted: the lowest round whose failure may reach a ticket.
     """
 
@@ -112,6 +113,8 @@ class Truth:
         self.executed: set[tuple[str, int, str, int]] = set()
         self.resolved: dict[Any, tuple[int, bytes]] = {}
         self.wanted: dict[Any, int] = {}
+        self.collecting = False
+        self.collected = False
         self._base = area.path + "/"
         self._added = {
             "tasks": self._task_added,
@@ -145,6 +148,8 @@ class Truth:
 
     def _task_added(self, _: str, name: str, node: Node) -> None:
         stem = name.removesuffix(".h5")
+        if stem in self.folds and self.folds[stem].retired:
+            return  # a request that came very late; whoever finds it buries it again
         if self.area.log(stem) not in self.disk.directories:
             raise Violation(f"task file {stem} was linked without a log")
         self._register(stem, node)
@@ -295,8 +300,43 @@ class Truth:
         for row in _read_results(node, path):
             known = self.outcomes[row]
             known.places.discard(path)
-            if not known.places:
+            if known.places:
+                continue
+            if self.collecting:
+                self._check_unwanted(row, known)
+                del self.outcomes[row]
+            else:
                 raise Violation(f"the last copy of the outcome of {row} was removed: {path}")
+
+    def _check_unwanted(self, row: Row, made: Published) -> None:
+        """gc may take an outcome for ever, but not one that a live task file names."""
+        for stem, fold in self.folds.items():
+            if fold.retired:
+                continue
+            if stem == row[0]:
+                raise Violation(f"gc removed the outcome of {row}, whose file is live")
+            for number, needs in enumerate(self.tasks[stem].needs):
+                if made.key in needs and (stem, number) not in self.outcomes:
+                    raise Violation(f"gc removed what row {number} of {stem} waits for")
+
+    def looks_up(self, keys: Iterable[bytes]) -> set[bytes]:
+        """The keys that a client must find, if it looks now: with a value, or about to run."""
+        wanted = set(keys)
+        found = {key for key in wanted if self.ended_keys.get(key) == Status.DONE}
+        for stem, fold in self.folds.items():
+            if not fold.retired and stem in self.accepted:
+                found |= wanted.intersection(
+                    key
+                    for key, state in zip(self.tasks[stem].keys, fold.state, strict=True)
+                    if state in (State.READY, State.WAITING, State.CLAIMED)
+                )
+        return found
+
+    def makes(self, keys: Iterable[bytes], known: set[bytes]) -> None:
+        """A client makes new rows, having looked up what must be found."""
+        for key in keys:
+            if key in known and self.ended_keys.get(key) == Status.DONE and not self.collected:
+                raise Violation(f"{key!r} was submitted anew, though it has a value")
 
     # -- what actors tell ------------------------------------------------------------------------
 

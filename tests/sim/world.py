@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from fsbroker.client.session import Lane
 from fsbroker.spool import container, log, packs, presence
 from fsbroker.spool.files import Buffer
-from fsbroker.spool.layout import DIRECTORIES, Area
+from fsbroker.spool.layout import DIRECTORIES
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.taskfile import Limits
 from fsbroker.task import Status
@@ -26,7 +26,7 @@ from tests.sim.invariants import Row, Truth, Violation
 from tests.sim.model import NEVER, Host, ModelDisk, ModelFiles, Mount
 from tests.sim.scheduler import Actor, Scheduler, Strike, Stuck
 
-AREA = Area("users/u1000")
+AREA = actors.AREA
 NUDGED = False
 """Whether sessions touch directories again a little after they changed (rule 15)."""
 LANE = Lane(100, "c1", actors.ENVIRONMENT, Limits())
@@ -49,7 +49,7 @@ class Scenario:
     """What a seed draws before anything runs.
 
     Attributes:
-        agents, clients: how many start.
+        agents, clients, collectors: how many start.
         burst: mean number of calls between changes of actor.
         latency: seconds of a file call.
         ordered: how the disk keeps names through a power loss (`ModelDisk`).
@@ -70,6 +70,7 @@ class Scenario:
     steps: int = 800
     cancels: bool = False
     failures: bool = False
+    collectors: int = 0
 
 
 def draw(chance: random.Random) -> Scenario:
@@ -248,6 +249,8 @@ class World:
             self._start_agent()
         for _ in range(self.scenario.clients):
             self._start_client()
+        for _ in range(self.scenario.collectors):
+            self._start("gc", actors.collector)
         self.scheduler.run_steps(self.scenario.steps)
 
     def _start(self, kind: str, main: Callable[..., None], *plan: Any) -> Actor:
@@ -279,6 +282,8 @@ class World:
     def _after_death(self, actor: Actor) -> None:
         """Somebody was killed: another one comes, sooner or later."""
         self.note(actor, "KILLED")
+        if actor.name.startswith("gc"):
+            return
         start = self._start_agent if actor.name.startswith("agent") else self._start_client
         start().wake += self.chance.choice((0.0, 1.0, 30.0))
 

@@ -1,0 +1,221 @@
+"""The protocol with one rule left out, ten times: each must be caught.
+
+A simulation that never fails proves nothing. Each break is a context manager that
+patches the one place where its rule stands, with the scenario in which it shows soonest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fsbroker.client.session import ClientSession
+from fsbroker.spool import gc, layout, log, packs, streams
+from tests.sim.model import LINK, ModelFiles, Node
+from tests.sim.scheduler import Strike
+from tests.sim.world import Scenario
+
+Undo = tuple[Any, str, Any]
+
+
+@contextmanager
+def replaced(*changes: Undo) -> Iterator[None]:
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
+    for owner, name, new in changes:
+        setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        for owner, name, old in before:
+            setattr(owner, name, old)
+
+
+@dataclass(frozen=True)
+class Break:
+    """A rule left out.
+
+    Attributes:
+        changes: what is patched.
+        scenario: where it shows; none for any.
+        seeds: within how many it must be caught.
+    """
+
+    name: str
+    changes: Callable[[], tuple[Undo, ...]]
+    scenario: Callable[[], Scenario] | None = None
+    seeds: int = 600
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        with replaced(*self.changes()):
+            yield
+
+
+# -- durability --------------------------------------------------------------------------------
+
+
+def power() -> Scenario:
+    """Power losses in the middle of the work, on a disk that loses all it may."""
+    return Scenario(ordered=False, strikes=[(150, Strike.POWER), (400, Strike.POWER)])
+
+
+def no_file_sync() -> tuple[Undo, ...]:
+    write = ModelFiles.write_new
+
+    def unsynced(self: ModelFiles, path: str, chunks: Any, sync: bool) -> None:
+        write(self, path, chunks, sync=False)
+
+    return ((ModelFiles, "write_new", unsynced),)
+
+
+def no_directory_sync() -> tuple[Undo, ...]:
+    return ((ModelFiles, "sync_directory", lambda self, path: None),)
+
+
+# -- records -------------------------------------------------------------------------------------
+
+
+def two_steps(files: ModelFiles, text: str, path: str) -> None:
+    """As `open(O_EXCL)` and `write` do: for a moment the record is there, and empty."""
+    parent, name = files._free(path)
+    node = Node(LINK, "", True, files.clock.now)
+    files.disk.add(parent, name, node, files.clock.now)
+    files._others()
+    node.data = text
+
+
+def record_in_two_steps() -> tuple[Undo, ...]:
+    link = ModelFiles.symlink
+
+    def symlink(self: ModelFiles, content: str, path: str) -> None:
+        if "/claims/" not in path:
+            link(self, content, path)
+            return
+        self._step("symlink", path)
+        two_steps(self, content, path)
+
+    return ((ModelFiles, "symlink", symlink),)
+
+
+def append_without_folding() -> tuple[Undo, ...]:
+    """Who finds its number taken takes the next one, without a look at what stands there."""
+    create = log.Log._create
+
+    def unread(self: log.Log, number: int, record: log.Record) -> bool:
+        while not create(self, number, record):
+            number += 1
+            self.fold.next = number
+        return True
+
+    return ((log.Log, "_create", unread),)
+
+
+def believe_eexist() -> tuple[Undo, ...]:
+    """ "It is there, so my request was done, and only its reply was lost." """
+
+    def create(self: log.Log, number: int, record: log.Record) -> bool:
+        try:
+            self._files.symlink(record.text(), self._area.record(self.stem, number))
+        except FileExistsError:
+            return True
+        return True
+
+    return ((log.Log, "_create", create),)
+
+
+# -- streams, seals, packs -------------------------------------------------------------------------
+
+
+def zombie() -> Scenario:
+    """An agent sleeps for minutes, is taken over, and wakes."""
+    return Scenario(
+        agents=3, jobs=8, burst=1.0, strikes=[(n, Strike.STOP) for n in (60, 120, 180, 260)]
+    )
+
+
+def no_seal() -> tuple[Undo, ...]:
+    return ((streams, "seal", lambda files, area, agent, by: 0),)
+
+
+def zombie_and_power() -> Scenario:
+    strikes = [(60, Strike.STOP), (120, Strike.STOP), (180, Strike.STOP)]
+    strikes += [(n, Strike.POWER) for n in (600, 800, 1000)]
+    return Scenario(
+        agents=3, jobs=8, burst=1.0, latency=0.005, ordered=False, strikes=strikes, steps=1100
+    )
+
+
+def seal_not_durable() -> tuple[Undo, ...]:
+    """No fsync covers a seal: neither its maker's, nor that of whoever reads the stream."""
+    sync = ModelFiles.sync_directory
+
+    def not_of_seals(self: ModelFiles, path: str) -> None:
+        entries = self.disk.directories[path].entries if "/results/" in path else {}
+        if all(node.kind != LINK for node in entries.values()):
+            sync(self, path)
+
+    return ((ModelFiles, "sync_directory", not_of_seals),)
+
+
+def packer_takes_highest() -> tuple[Undo, ...]:
+    def all_of_them(files: Any, area: layout.Area) -> list[str]:
+        paths = [
+            area.stream_file(agent, number)
+            for agent in sorted(files.names(area.results))
+            if layout.is_agent(agent)
+            for number in streams.entries(files, area, agent)
+        ]
+        return [path for path in paths if not packs._is_link(files, path)]
+
+    return ((packs, "packable", all_of_them),)
+
+
+# -- look-ups and gc ---------------------------------------------------------------------------------
+
+
+def busy() -> Scenario:
+    """Clients that want the same, and stop between two calls; agents that go on meanwhile."""
+    strikes = [(n, Strike.STOP) for n in range(20, 600, 20)]
+    return Scenario(agents=2, clients=3, jobs=4, burst=0.0, strikes=strikes, steps=600)
+
+
+def packs_before_tasks() -> tuple[Undo, ...]:
+    """Results first, then tasks: what ends between the two looks is found by neither."""
+
+    def look_up(self: ClientSession[Any], keys: list[bytes]) -> Any:
+        self.results.poll(deep=True)
+        found = {key: self.results.find(key) for key in self.results.known(keys)}
+        self.live.poll()
+        running = {}
+        candidates = self._may_run(self.live.holding(keys, besides=self._own))
+        for key, places in candidates.items():
+            row = self._first_running(places)
+            if row is not None:
+                running[key] = row
+        return {key: one for key, one in found.items() if one is not None}, running
+
+    return ((ClientSession, "look_up", look_up),)
+
+
+def collector() -> Scenario:
+    return Scenario(agents=2, clients=1, jobs=14, burst=3.0, collectors=2, steps=600)
+
+
+def gc_takes_inputs() -> tuple[Undo, ...]:
+    return ((gc, "_dependencies", lambda entry: set()),)
+
+
+BREAKS = [
+    Break("no fsync of files", no_file_sync, power),
+    Break("no fsync of directories", no_directory_sync, power),
+    Break("a record is created empty, then filled", record_in_two_steps),
+    Break("a record is appended unread", append_without_folding),
+    Break("EEXIST is believed", believe_eexist),
+    Break("rows are claimed again without a seal", no_seal, zombie),
+    Break("a seal is not durable", seal_not_durable, zombie_and_power),
+    Break("a packer takes the highest file", packer_takes_highest),
+    Break("look-ups end with the tasks", packs_before_tasks, busy),
+    Break("gc takes what a task waits for", gc_takes_inputs, collector),
+]
