@@ -206,30 +206,40 @@ def test_four_claim_row_by_row_without_a_lock(processes):
 # -- asleep past the lease ---------------------------------------------------------------
 
 
-def test_an_agent_that_slept_past_its_lease_discards_its_work(processes):
+@pytest.mark.parametrize("alive", [True, False], ids=["task file live", "task file retired"])
+def test_an_agent_that_slept_past_its_lease_discards_its_work(processes, alive):
     """Stopped with rows in hand, taken for dead, woken again: its outcomes are void."""
     spool = create(processes.spool)
     executor = ClusterExecutor(processes.spool, backend="none")
     sleeper = processes.agent(idle_timeout=60)
-    gate = processes.folder / "gate"
-    names = [f"t{number}" for number in range(4)]
-    futures = [executor.submit(hold, processes.journal, name, str(gate)) for name in names]
-    wait_until(lambda: len(_lines(processes.journal)) == 2)  # two cores: both rows run
+    gates = [str(processes.folder / name) for name in ("gate", "gate", "last gate")]
+    names = [f"t{number}" for number in range(3)]
+    futures = [
+        executor.submit(hold, processes.journal, *one) for one in zip(names, gates, strict=True)
+    ]
+    wait_until(lambda: len(_lines(processes.journal)) == 2)  # two cores: two rows run
     os.kill(sleeper.pid, signal.SIGSTOP)
-    gate.touch()  # its workers end their tasks, but nobody listens
+    open(gates[0], "w").close()  # its workers end their tasks, but nobody listens
     # This host knows that the process lives; only its silence counts, as on another one.
-    other = processes.agent(lease=2)
-    for name, future in zip(names, futures, strict=True):
+    other = processes.agent(cores=3, lease=2)
+    if not alive:
+        open(gates[2], "w").close()
+    for name, future in list(zip(names, futures, strict=True))[: 2 if alive else 3]:
         assert future.result(DEADLINE) == value_of(name)
+    if not alive:
+        processes.ends(other)
     before = outcomes(spool)
-    processes.ends(other)
+    assert len(spool.files.names(spool.area.tasks)) == alive
     os.kill(sleeper.pid, signal.SIGCONT)
     processes.ends(sleeper, 3)
     assert outcomes(spool) == before
+    open(gates[2], "w").close()
     executor.shutdown()
+    processes.ends(other)
     assert check(spool, processes.journal, set(names)) == 2
-    assert len({seen.agent for seen in before.values()}) == 1
-    assert sorted(seen.generation for seen in before.values()) == [0, 0, 1, 1]
+    after = outcomes(spool).values()
+    assert len({seen.agent for seen in after}) == 1
+    assert sorted(seen.generation for seen in after) == [0, 1, 1]
 
 
 def _lines(path):
