@@ -363,13 +363,13 @@ def test_cancel_what_is_pending(idle):
     assert wait([future], 0).done == {future}
 
 
-def test_what_is_cancelled_does_not_run(spool, counted):
-    idle = ClusterExecutor(spool, backend="none")
+def test_what_is_cancelled_does_not_run(tmp_path, counted):
+    idle = ClusterExecutor(tmp_path / "s", backend="none")
     function = counted.function()
     cancelled = idle.submit(function, 1)
     idle.shutdown(wait=False)
     assert cancelled.cancel()
-    with ClusterExecutor(spool, max_workers=2, idle_timeout=3) as executor:
+    with ClusterExecutor(tmp_path / "s", max_workers=2, idle_timeout=3) as executor:
         assert executor.submit(square, 400).result(PATIENCE) == 160000
     assert counted.runs == 0
 
@@ -396,22 +396,22 @@ def test_cancel_one_of_two_identical_tasks(exe, idle):
     assert third.result(PATIENCE) == 4
 
 
-def test_cancelled_task_runs_when_submitted_again(spool, counted):
-    idle = ClusterExecutor(spool, backend="none")
+def test_cancelled_task_runs_when_submitted_again(tmp_path, counted):
+    idle = ClusterExecutor(tmp_path / "s", backend="none")
     function = counted.function()
     assert idle.submit(function, 1).cancel()
     idle.shutdown()
-    with ClusterExecutor(spool, max_workers=2, idle_timeout=3) as executor:
+    with ClusterExecutor(tmp_path / "s", max_workers=2, idle_timeout=3) as executor:
         assert executor.submit(function, 1).result(PATIENCE) == (1, 1)
 
 
-def test_cancelled_dependency_fails_its_dependents(spool):
-    idle = ClusterExecutor(spool, backend="none")
+def test_cancelled_dependency_fails_its_dependents(tmp_path):
+    idle = ClusterExecutor(tmp_path / "s", backend="none")
     first = idle.submit(square, 410)
     second = idle.submit(square, first)
     idle.shutdown(wait=False)
     assert first.cancel()
-    with ClusterExecutor(spool, max_workers=2, idle_timeout=3) as executor:
+    with ClusterExecutor(tmp_path / "s", max_workers=2, idle_timeout=3) as executor:
         assert executor.submit(square, 411).result(PATIENCE)
         error = second.exception(PATIENCE)
     assert isinstance(error, DependencyFailed)
@@ -820,12 +820,12 @@ def test_failed_dependency_that_ended_before(exe):
 
 def test_long_chain_of_failures_is_bounded(exe):
     future = exe.submit(lambda: 1 // 0, resource_dict={"cache": "off"})
-    for _ in range(40):
+    for _ in range(25):
         future = exe.submit(lambda x: x, future)
     error, depth = future.exception(PATIENCE), 0
     while error is not None and not isinstance(error, RemoteTraceback):
         error, depth = error.__cause__, depth + 1
-    assert 2 <= depth <= 40
+    assert 2 <= depth <= 20
 
 
 # -- several clients ---------------------------------------------------------------------
