@@ -132,7 +132,7 @@ def shortest_task(peer, directory, workers, seconds):
     axis of durations logarithmic. Half of its best is meant: on a machine that others use,
     no pool has its cores for itself.
     """
-    per_loop = work.seconds_per_loop(workers)  # forks, so before the pool's threads
+    per_loop = work.seconds_per_loop()
     curve, duration, offset = [], LONGEST_TASK, 0
     with PEERS[peer].open(directory, workers) as submit:
         warm(submit, workers)
