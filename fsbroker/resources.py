@@ -164,7 +164,7 @@ _RULES = {
     "gpus_per_core": _integer(0, 256),
     "num_nodes": _integer(1, 65535, optional=True),
     "priority": _integer(0, 9999),
-    "retries": _integer(0, 255),
+    "retries": _integer(0, 254),  # one more attempt still fits its column
     "memory_max": _NUMBER,
     "run_time_max": _NUMBER,
     "cwd": _TEXT,

@@ -120,6 +120,19 @@ def test_silence_is_no_evidence_for_a_charge():
     assert fold.generation[0] == 3
 
 
+@pytest.mark.parametrize("kind", [Kind.RELEASE, Kind.RECOVER])
+def test_a_row_that_kills_many_agents_leaves_the_log_readable(kind):
+    """Columns of result files hold attempts up to 255, generations up to 65535."""
+    fold = Fold(1)
+    fold.generation[0] = 65_400
+    by, about = (ME, "charge x") if kind is Kind.RELEASE else (YOU, f"{ME} dead x")
+    for _ in range(300):
+        fold.apply(Record(Kind.CLAIM, ME, "t", ((0, 1),)))
+        fold.apply(Record(kind, by, "t", ((0, 1),), about))
+    assert (fold.attempts[0], fold.generation[0]) == (255, 65535)
+    assert fold.rows_in(State.READY) == [0]
+
+
 def test_recovery_takes_only_from_the_agent_that_it_names():
     fold = folded((Kind.CLAIM, ME, ((0, 4),)), (Kind.RECOVER, YOU, ((0, 4),), f"{YOU} dead x"))
     assert fold.owned_by(ME) == [0, 1, 2, 3]

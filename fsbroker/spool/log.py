@@ -32,6 +32,9 @@ LONGEST = 900
 LISTINGS = 3
 """How often a log with a hole is listed before its dense beginning is taken as all."""
 
+MOST_ATTEMPTS, MOST_GENERATIONS = 255, 65535
+"""What their columns in logs and result files hold; counting stops there."""
+
 Range = tuple[int, int]
 """Rows from the first number up to, not including, the second."""
 
@@ -207,15 +210,20 @@ class Fold:
         else:
             self.state[row] = State.WAITING if row in self.unready else State.READY
         self.unready.discard(row)
-        self.generation[row] += 1
+        self.generation[row] = min(self.generation[row] + 1, MOST_GENERATIONS)
         if reason:
             self.history.setdefault(row, []).append(reason)
+
+    def _charge(self, row: int) -> None:
+        # No row may make its log unreadable, however many agents it kills.
+        self.attempts[row] = min(self.attempts[row] + 1, MOST_ATTEMPTS)
 
     def _release(self, record: Record) -> None:
         charge, _, reason = record.about.partition(" ")
         for row in rows_of(record.rows):
             if self.owner_of(row) == record.by:
-                self.attempts[row] += charge == "charge"
+                if charge == "charge":
+                    self._charge(row)
                 self._reopen(row, reason=reason)
 
     def _recover(self, record: Record) -> None:
@@ -225,7 +233,7 @@ class Fold:
         limit = max(1, len(rows) // 2)
         for row in rows:
             if evidence == "dead" and self.limit[row] == 1:
-                self.attempts[row] += 1
+                self._charge(row)
             self.limit[row] = limit
             self._reopen(row, reason=reason)
 
