@@ -73,6 +73,10 @@ class WatchedFiles(Files):
                 _die()
             if self.step.when == "during":
                 self._write_half(path, args[1])
+            if self.step.when == "asleep before":
+                _append(STEP["mark"], "reached\n")
+                os.kill(os.getpid(), signal.SIGSTOP)
+                return real(*args, **kwargs)
             real(*args, **kwargs)
             _die()
 

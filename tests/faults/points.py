@@ -12,7 +12,8 @@ class Step:
     Attributes:
         call: the method of `Files`. path, text: patterns that its path, and the text of a
             record, the source of a link or rename, or the header of a file, must contain.
-        when: "before" or "after" the call, or "during": a file is half written.
+        when: "before" or "after" the call, or "during": a file is half written; or "asleep
+            before": it stops itself, and makes the call when somebody wakes it.
     """
 
     call: str
@@ -117,3 +118,13 @@ PACKS = [
     *_around("deletion of a pack's third input", "unlink", "/results/", nth=3),
 ]
 """An agent that packs result files."""
+
+ASLEEP = [
+    Point(f"asleep before {name}", Step(call, path, text, "asleep before"), nth)
+    for name, call, path, text, nth in (
+        ("link of a result file", "link", "/results/", "", 1),
+        ("second claim record", "symlink", _LOG, "^claim ", 2),
+        ("beat that tells of results", "rename", r"/agents/\w+\.\d+\.[1-9]\d*$", "", 1),
+    )
+]
+"""An agent that is taken for dead in the middle of a step, and goes on with it."""

@@ -17,6 +17,7 @@ import pytest
 from fsbroker.executor import ClusterExecutor
 from fsbroker.spool import presence
 from fsbroker.spool.spool import create, open_spool
+from tests.faults import points
 from tests.faults.audit import check, outcomes
 from tests.faults.parts import ENVIRONMENT, row, submit
 from tests.faults.processes import DEADLINE, REPOSITORY, Processes, wait_until
@@ -240,6 +241,40 @@ def test_an_agent_that_slept_past_its_lease_discards_its_work(processes, alive):
     after = outcomes(spool).values()
     assert len({seen.agent for seen in after}) == 1
     assert sorted(seen.generation for seen in after) == [0, 1, 1]
+
+
+@pytest.mark.parametrize("point", points.ASLEEP, ids=lambda point: point.name)
+def test_an_agent_that_slept_in_the_middle_of_a_step(processes, point):
+    """The worst moment: it has decided, and acts when all is over."""
+    spool = create(processes.spool)
+    executor = ClusterExecutor(processes.spool, backend="none")
+    gates = [str(processes.folder / name) for name in ("gate", "gate", "last gate")]
+    open(gates[0], "w").close()
+    names = [f"t{number}" for number in range(3)]
+    futures = [
+        executor.submit(hold, processes.journal, *one) for one in zip(names, gates, strict=True)
+    ]
+    sleeper = processes.agent(point, idle_timeout=60)
+    wait_until(processes.mark(point).exists)
+    other = processes.agent(cores=3, lease=2)
+    for name, future in zip(names[:2], futures[:2], strict=True):
+        assert future.result(DEADLINE) == value_of(name)
+    # The last row still runs, so the task file is there for the sleeper to act on.
+    wait_until(lambda: sleeper.pid not in _present(spool))
+    before = outcomes(spool)
+    os.kill(sleeper.pid, signal.SIGCONT)
+    processes.ends(sleeper, 3)
+    assert outcomes(spool) == before
+    open(gates[2], "w").close()
+    executor.shutdown()
+    processes.ends(other)
+    check(spool, processes.journal, set(names))
+
+
+def _present(spool):
+    files, area, _ = spool
+    described = (presence.about(files, area, one) for one in presence.listing(files, area))
+    return {one["pid"] for one in described if one}
 
 
 def _lines(path):
