@@ -205,9 +205,9 @@ def collector(actor: Actor, world: World) -> None:
     for _ in range(6):
         world.sleep(actor, world.chance.choice((0.05, 0.5, 3.0)))
         truth.collected = True
+        truth.collecting = {stem for stem, fold in truth.folds.items() if not fold.retired}
         with suppress(*TROUBLE):
             rubbish = gc.survey(files, AREA, gc.Wishes(older_than=0.0, results=True))  # type: ignore[arg-type]
-            truth.collecting = True
             gc.remove(files, AREA, rubbish)  # type: ignore[arg-type]
 
 

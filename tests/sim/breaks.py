@@ -172,7 +172,7 @@ def packer_takes_highest() -> tuple[Undo, ...]:
     return ((packs, "packable", all_of_them),)
 
 
-# -- look-ups and gc ---------------------------------------------------------------------------------
+# -- look-ups and gc ----------------------------------------------------------------------------
 
 
 def busy() -> Scenario:

@@ -15,7 +15,7 @@ import numpy as np
 
 from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.spool.container import Container
-from fsbroker.spool.layout import Area, parse_record, parse_stem, parse_stream_file
+from fsbroker.spool.layout import Area, parse_pack, parse_record, parse_stem, parse_stream_file
 from fsbroker.spool.log import Fold, Kind, Record, State, parse, rows_of
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import TaskFile
@@ -96,7 +96,9 @@ class Truth:
         accepted: task files whose publication returned to the client.
         outcomes: every outcome that stands somewhere.
         executions: key -> values that its executions made.
-        collecting: whether a gc is at work; collected: whether one ever was.
+        collecting: task files that were live when a gc looked (files that come later, and
+            want what it takes, are told so by an error); collected: whether there was one.
+        gone: outcomes that it removed.
         wanted: the lowest round whose failure may reach a ticket.
     """
 
@@ -113,8 +115,9 @@ class Truth:
         self.executed: set[tuple[str, int, str, int]] = set()
         self.resolved: dict[Any, tuple[int, bytes]] = {}
         self.wanted: dict[Any, int] = {}
-        self.collecting = False
+        self.collecting: set[str] | None = None
         self.collected = False
+        self.gone: list[Published] = []
         self._base = area.path + "/"
         self._added = {
             "tasks": self._task_added,
@@ -127,6 +130,7 @@ class Truth:
             "claims": self._log_removed,
             "results": self._result_removed,
             "packs": self._pack_removed,
+            "archive": self._archive_removed,
         }
 
     # -- changes on the disk ---------------------------------------------------------------
@@ -163,11 +167,8 @@ class Truth:
         stem = name.removesuffix(".h5")
         if not self.folds[stem].retired:
             raise Violation(f"task file {stem} was removed before it was retired")
-        if self.disk.find(self.area.archived(stem)) is None and not self._bundled(stem):
+        if not self._archived(stem):
             raise Violation(f"task file {stem} was removed before it was archived")
-
-    def _bundled(self, _: str) -> bool:
-        return False
 
     # -- logs ----------------------------------------------------------------------------------
 
@@ -296,22 +297,30 @@ class Truth:
     def _pack_removed(self, _: str, name: str, node: Node) -> None:
         self._forget(node, f"packs/{name}")
 
+    def _archive_removed(self, _: str, name: str, __: Node) -> None:
+        stem = name.removesuffix(".h5")
+        if parse_stem(stem) is None or self._archived(stem):
+            return  # a bundle, merged into a larger one; or a copy of what a bundle holds
+        if self.collecting is None:
+            raise Violation(f"the archived task file {name} was removed")
+        self.accepted.pop(stem, None)
+
     def _forget(self, node: Node, path: str) -> None:
         for row in _read_results(node, path):
             known = self.outcomes[row]
             known.places.discard(path)
             if known.places:
                 continue
-            if self.collecting:
+            if self.collecting is not None:
                 self._check_unwanted(row, known)
-                del self.outcomes[row]
+                self.gone.append(self.outcomes.pop(row))
             else:
                 raise Violation(f"the last copy of the outcome of {row} was removed: {path}")
 
     def _check_unwanted(self, row: Row, made: Published) -> None:
         """gc may take an outcome for ever, but not one that a live task file names."""
         for stem, fold in self.folds.items():
-            if fold.retired:
+            if fold.retired or stem not in (self.collecting or ()):
                 continue
             if stem == row[0]:
                 raise Violation(f"gc removed the outcome of {row}, whose file is live")
@@ -387,7 +396,7 @@ class Truth:
             raise Violation(f"{ticket} was resolved twice")
         matching = [
             made
-            for made in self.outcomes.values()
+            for made in (*self.outcomes.values(), *self.gone)
             if made.key == key
             and made.status == status
             and made.text == text
@@ -433,7 +442,15 @@ class Truth:
                 raise Violation(f"the power loss took the accepted task file {stem}")
 
     def _archived(self, stem: str) -> bool:
-        return self.disk.find(self.area.archived(stem)) is not None
+        if self.disk.find(self.area.archived(stem)) is not None:
+            return True
+        archive = self.disk.directories[self.area.archive].entries
+        mark = stem.encode()
+        return any(
+            mark in node.data
+            for name, node in archive.items()
+            if parse_pack(name) is not None and isinstance(node.data, bytes)
+        )
 
     def _read_log(self, stem: str) -> None:
         node = self.disk.directories.get(self.area.log(stem))

@@ -27,6 +27,8 @@ from tests.sim.model import NEVER, Host, ModelDisk, ModelFiles, Mount
 from tests.sim.scheduler import Actor, Scheduler, Strike, Stuck
 
 AREA = actors.AREA
+GC_IS_SAFE = False
+"""Whether gc sees task files that came while it looked, and name what it removes."""
 NUDGED = False
 """Whether sessions touch directories again a little after they changed (rule 15)."""
 LANE = Lane(100, "c1", actors.ENVIRONMENT, Limits())
@@ -88,10 +90,13 @@ def draw(chance: random.Random) -> Scenario:
         steps=pick((300, 600, 1000)),
         cancels=chance.random() < 0.3,
         failures=chance.random() < 0.3,
+        collectors=chance.choice((0, 0, 0, 0, 0, 1)) if GC_IS_SAFE else 0,
     )
     kinds = chance.choices((Strike.KILL, Strike.STOP, Strike.PAUSE, Strike.FULL), k=pick((0, 1, 3)))
     if chance.random() < 0.25:
         kinds.append(Strike.POWER)
+    if chance.random() < 0.1:
+        kinds += [Strike.STOP] * 15
     scenario.strikes = sorted(
         ((chance.randrange(scenario.steps), kind) for kind in kinds), key=lambda one: one[0]
     )
