@@ -1,9 +1,9 @@
 """The records that travel between client, spool and agent. All are immutable.
 
-    Resources   what a task needs to run, as the user asked for it
-    Payload     one Python object in its stored form (arguments or a value)
-    Dependency  a place in the arguments that another task's value will fill
-    Status      how a row ended
+Resources   what a task needs to run, as the user asked for it
+Payload     one Python object in its stored form (arguments or a value)
+Dependency  a place in the arguments that another task's value will fill
+Status      how a row ended
 """
 
 from __future__ import annotations

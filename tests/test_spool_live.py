@@ -103,7 +103,7 @@ def test_an_end_that_stopped_anywhere_is_brought_to_its_end(spool, calls):
     assert area_names(spool, "tasks") == []
     assert area_names(spool, "archive") == [f"{stem}.h5"]
     assert set(area_names(spool, "claims")) <= {stem}
-    bury(spool.files, spool.area, stem)
+    bury(spool.files, spool.area, [stem])
     assert area_names(spool, "claims") == []
 
 

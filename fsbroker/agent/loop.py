@@ -136,6 +136,7 @@ class Agent:
             signal.signal(number, self._stop)
         self.session.join()
         try:
+            self._find_work(woken=True)  # of what is there already nobody will tell
             while not self._stopping:
                 self._turn()
             self._wind_up()

@@ -512,7 +512,8 @@ class Arrays:
 
             files, area = self._place()
             arrays = tuple(
-                blobs.store(files, area, item, durable=self._durable) for item in payload.arrays
+                blobs.store(files, area, item, durable=self._durable, shared=False)
+                for item in payload.arrays
             )
         return Value(payload.encoding, payload.data, arrays)
 

@@ -17,7 +17,7 @@ from fsbroker.errors import FileDamaged, FileRefused, SpoolError
 from fsbroker.spool import archive, packs, presence, streams
 from fsbroker.spool.index import Results
 from fsbroker.spool.layout import Presence, parse_cancel
-from fsbroker.spool.live import LiveFile, LiveFiles, bury, retire
+from fsbroker.spool.live import LiveFile, LiveFiles, bury
 from fsbroker.spool.log import CLAIMABLE, Kind, Range, Retired, State, fitting, ranges_of, rows_of
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import Bulk, Sealed, Stream
@@ -73,6 +73,7 @@ class AgentSession:
         self._observer = presence.Observer(self._files, self._area, lease)
         self._beat_done = True
         self._alone = False
+        self._failed_rows = False
         self._contested: dict[str, float] = {}
         self._unpublished: list[Outcome] = []
         self._published: dict[str, set[int]] = {}
@@ -311,6 +312,13 @@ class AgentSession:
         Args:
             thorough: also look for dependencies that were cancelled or do not exist.
         """
+        found = self._resolve_once(thorough=thorough)
+        while self._failed_rows:  # what depends on them fails with them, at once
+            self._failed_rows = False
+            self._resolve_once(thorough=False)
+        return found
+
+    def _resolve_once(self, *, thorough: bool) -> bool:
         files = [live for live in self.live if live.name.waiting]
         if files:
             self.results.poll(deep=thorough)
@@ -388,6 +396,7 @@ class AgentSession:
         claim = self._own(live, tuple(fitting(ranges_of(rows))))
         if claim is not None:
             self._publish_own([made[row] for row in rows_of(claim.rows)])
+            self._failed_rows = True
 
     def _failed_dependency(self, live: LiveFile, row: int) -> Outcome:
         error = {"type": "DependencyFailed", "message": "", "traceback": ""}
@@ -510,14 +519,19 @@ class AgentSession:
         self._publish_own([])
         self.live.poll()
         self.results.poll()
-        found = False
+        ended = []
         for live in self.live:
             with suppress(FileDamaged, FileRefused):
-                found |= self._retire_if_ended(live)
+                if self._retire_if_ended(live):
+                    ended.append(live)
+        if ended:
+            bury(self._files, self._area, [live.stem for live in ended])
+            for live in ended:
+                self._retired(live)
         self._quarantine()
         self._sweep_requests()
         merged = packs.cycle(self._files, self._area) or archive.cycle(self._files, self._area)
-        return merged or found
+        return merged or bool(ended)
 
     def _quarantine(self) -> None:
         """Put aside what cannot be read; rows whose outcomes went with it run again.
@@ -563,17 +577,13 @@ class AgentSession:
             self._publish_own([made[row] for row in rows_of(claim.rows)])
 
     def _retire_if_ended(self, live: LiveFile) -> bool:
+        """Append the last record; True if the file is to be buried (now, or still)."""
         try:
             live.log.refresh()
             self._end_cancelled(live)
-            if not self._has_ended(live):
-                return False
-            if retire(self._files, self._area, live, self.agent):
-                self._retired(live)
-                return True
+            return self._has_ended(live) and live.log.append(Kind.RETIRE, self.agent, ())
         except Retired:
-            bury(self._files, self._area, live.stem)
-            self._retired(live)
+            return True
         except FileNotFoundError:
             self._retired(live)
         return False

@@ -284,9 +284,12 @@ def _print(told: dict[str, Any]) -> None:
 
 
 def _facts(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    yield "submitted", (
-        f"{moment(told['submitted'])} ({age(told['submitted'])} ago)"
-        f" by {told['user']} on {told['submitted_from']}"
+    yield (
+        "submitted",
+        (
+            f"{moment(told['submitted'])} ({age(told['submitted'])} ago)"
+            f" by {told['user']} on {told['submitted_from']}"
+        ),
     )
     wishes = {name: value for name, value in told["resources"].items() if value}
     yield "resources", ", ".join(f"{name} {value:g}" for name, value in wishes.items())
@@ -294,9 +297,12 @@ def _facts(told: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if told["tag"]:
         yield "tag", told["tag"]
     if told["started"] is not None:
-        yield "ran", (
-            f"{moment(told['started'])}, {span(told['wall'])}, CPU {span(told['cpu'])},"
-            f" {size(told['peak_memory'] or 0)}"
+        yield (
+            "ran",
+            (
+                f"{moment(told['started'])}, {span(told['wall'])}, CPU {span(told['cpu'])},"
+                f" {size(told['peak_memory'] or 0)}"
+            ),
         )
     if told["agent"]:
         yield "agent", f"{told['agent']}{' on ' + told['host'] if told['host'] else ''}"
@@ -333,5 +339,3 @@ def _print_failure(failure: dict[str, str] | None) -> None:
             print("last lines of stderr:" if name == "tail" else "", end="\n" * (name == "tail"))
             for line in failure[name].rstrip().splitlines():
                 print(f"  {plain(line)}".rstrip())
-
-

@@ -102,5 +102,3 @@ def _why_nothing(row: Row) -> str:
     if row.phase in (Phase.WAITING, Phase.READY):
         return f"nothing: the task is {row.phase.value}"
     return "nothing: it wrote nothing, or gc removed it"
-
-

@@ -90,5 +90,3 @@ def _who_runs(spool: Spool, stems: list[str], *, start: bool) -> str:
         return f"started an agent with {cores} cores (pid {launcher.submit()})"
     command = f"fsbroker agent --spool {spool.files.root} --cores {cores}"
     return f"no agent that is present can run all of them; start one: {command}"
-
-

@@ -49,9 +49,7 @@ class Again:
                 continue
             wanted[row.key] = row
             left += [other for other in self._dependencies(row) if other.phase in self.RETRIED]
-            left += [
-                other for other in dependents.get(row.key, ()) if other.phase is Phase.FAILED
-            ]
+            left += [other for other in dependents.get(row.key, ()) if other.phase is Phase.FAILED]
         return list(self._ordered(wanted))
 
     def _dependents(self) -> dict[bytes, list[Row]]:

@@ -221,10 +221,11 @@ def _record(fn: Callable[..., Any]) -> Function:
 def _remember(fn: Callable[..., Any], record: Function) -> Function:
     number = id(fn)
 
-    def forget(ref: weakref.ref[Any]) -> None:
-        found = _RECORDS.get(number)
+    # The records are an argument: at the interpreter's end the module's name is gone first.
+    def forget(ref: weakref.ref[Any], records: dict[int, Function] = _RECORDS) -> None:
+        found = records.get(number)
         if found is not None and found._ref is ref:  # noqa: SLF001 - the id may be in use again
-            del _RECORDS[number]
+            del records[number]
 
     try:
         record._ref = weakref.ref(fn, forget)  # noqa: SLF001 - a record is not out yet

@@ -1,8 +1,8 @@
 """Arrays of 1 MB and more: one file each, so that they are written and read without copies.
 
-A blob is named by the digest of its content, so that tasks with the same array share it.
-It is published before the file that refers to it; one that nothing refers to is left
-over from a crash and found by gc.
+A blob is named by the digest of its content where it is an argument, so that tasks with the
+same array share it, and at random where it is a value. It is published before the file
+that refers to it; one that nothing refers to is left over from a crash and found by gc.
 """
 
 from __future__ import annotations
@@ -24,15 +24,21 @@ SMALLEST = 1 << 20
 """Bytes from which on an array becomes a blob."""
 
 
-def write_array(files: Files, area: Area, array: np.ndarray, *, durable: bool) -> Blob:
-    """Publish an array of any shape, in C or F order, under the digest of its content."""
-    from hashlib import blake2b
+def write_array(
+    files: Files, area: Area, array: np.ndarray, *, durable: bool, shared: bool = True
+) -> Blob:
+    """Publish an array of any shape, in C or F order.
 
+    Args:
+        shared: name it by the digest of its content, so that tasks with the same array share
+            it; otherwise at random, which costs no second look at every byte.
+    """
     content = array if array.flags.c_contiguous else array.T
     order = "C" if content is array else "F"
-    digest = blake2b(f"{content.dtype.str} {content.shape} {order}".encode(), digest_size=20)
-    digest.update(memoryview(content).cast("B"))
-    name = f"{digest.hexdigest()}.h5"
+    if shared:
+        name = f"{_digest(content, order)}.h5"
+    else:
+        name = f"{files.token()}{files.token()}{files.token()[:8]}.h5"
     made = image(files.token(), "blob", {"order": order}, {"array": content})
     path = area.blob(name)
     while not publish(files, area, made, path, durable=durable):
@@ -42,6 +48,14 @@ def write_array(files: Files, area: Area, array: np.ndarray, *, durable: bool) -
             files.touch(path)
             break
     return Blob(name)
+
+
+def _digest(content: np.ndarray, order: str) -> str:
+    from hashlib import blake2b
+
+    digest = blake2b(f"{content.dtype.str} {content.shape} {order}".encode(), digest_size=20)
+    digest.update(memoryview(content).cast("B"))
+    return digest.hexdigest()
 
 
 def read_array(files: Files, area: Area, ref: ArrayRef) -> np.ndarray:
@@ -60,7 +74,9 @@ def read_array(files: Files, area: Area, ref: ArrayRef) -> np.ndarray:
     return content if ref.order == "C" else content.T
 
 
-def store(files: Files, area: Area, array: np.ndarray, *, durable: bool) -> ArrayRef:
+def store(
+    files: Files, area: Area, array: np.ndarray, *, durable: bool, shared: bool = True
+) -> ArrayRef:
     """The stored form of an array: its bytes if it is small, else a blob."""
     order = "C" if array.flags.c_contiguous or not array.flags.f_contiguous else "F"
     if order == "C":
@@ -68,7 +84,7 @@ def store(files: Files, area: Area, array: np.ndarray, *, durable: bool) -> Arra
 
         array = np.ascontiguousarray(array).reshape(array.shape)
     if array.nbytes >= SMALLEST:
-        data: bytes | Blob = write_array(files, area, array, durable=durable)
+        data: bytes | Blob = write_array(files, area, array, durable=durable, shared=shared)
     else:
         data = array.tobytes(order)  # type: ignore[arg-type]
     return ArrayRef(array.dtype.str, array.shape, order, data)

@@ -404,7 +404,7 @@ class _Removal:
         if item.kind is Kind.TEMPORARY and is_grave(name):
             delete_log(self._files, item.path)
         elif item.kind is Kind.RETIRED:
-            bury(self._files, self._area, name)
+            bury(self._files, self._area, [name])
         elif item.kind is Kind.OUTPUT:
             self._remove_output(item.path)
         elif item.kind is Kind.EMPTY:

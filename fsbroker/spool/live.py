@@ -9,7 +9,7 @@ step of the end may be done again by anybody who finds it undone.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 
@@ -19,7 +19,7 @@ from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.spool.container import Image
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Stem, parse_record, parse_stem
-from fsbroker.spool.log import Fold, Kind, Log
+from fsbroker.spool.log import Fold, Log
 from fsbroker.spool.publish import publish
 from fsbroker.spool.taskfile import TaskFile
 from fsbroker.task import KEY_BYTES
@@ -34,29 +34,27 @@ def give_birth(files: Files, area: Area, stem: Stem, made: Image, *, durable: bo
         raise FileRefused("The name of a new task file is taken", area.task_file(str(stem)))
 
 
-def retire(files: Files, area: Area, live: LiveFile, by: str) -> bool:
-    """End a task file all of whose rows have ended; False if somebody else appended first."""
-    if not live.log.append(Kind.RETIRE, by, ()):
-        return False
-    live.log.sync()
-    bury(files, area, live.stem)
-    return True
+def bury(files: Files, area: Area, stems: Sequence[str]) -> None:
+    """What follows the retire records, from whichever step it was left at.
 
-
-def bury(files: Files, area: Area, stem: str) -> None:
-    """What follows the retire record, from whichever step it was left at."""
-    with suppress(FileExistsError, FileNotFoundError):
-        files.link(area.task_file(stem), area.archived(stem))
+    The archive must be durable before a live name goes, or a power loss takes both. The
+    retire record itself need not be: without it the file is simply retired again.
+    """
+    for stem in stems:
+        with suppress(FileExistsError, FileNotFoundError):
+            files.link(area.task_file(stem), area.archived(stem))
     files.sync_directory(area.archive)
-    with suppress(FileNotFoundError):
-        files.unlink(area.task_file(stem))
+    for stem in stems:
+        with suppress(FileNotFoundError):
+            files.unlink(area.task_file(stem))
     files.sync_directory(area.tasks)
-    # The log leaves its place at once: were it emptied there, somebody with an old fold
-    # could append to it again.
-    grave = area.temporary(f"log-{files.token()}")
-    with suppress(FileNotFoundError):
-        files.rename(area.log(stem), grave)
-        delete_log(files, grave)
+    for stem in stems:
+        # The log leaves its place at once: were it emptied there, somebody with an old
+        # fold could append to it again.
+        grave = area.temporary(f"log-{files.token()}")
+        with suppress(FileNotFoundError):
+            files.rename(area.log(stem), grave)
+            delete_log(files, grave)
 
 
 def delete_log(files: Files, path: str) -> None:
@@ -125,17 +123,16 @@ class LiveFiles:
 
     def poll(self) -> list[LiveFile]:
         """Look which are there; those that were not there before."""
-        found = {}
-        for name in self._files.names(self._area.tasks):
-            stem = name.removesuffix(".h5")
-            parsed = parse_stem(stem) if stem != name else None
-            if parsed is not None:
-                found[stem] = parsed
-        for stem in self._live.keys() - found.keys():
+        names = self._files.names(self._area.tasks)
+        there = {name[:-3] for name in names if name.endswith(".h5")}
+        for stem in self._live.keys() - there:
             del self._live[stem]
-        new = sorted(found.keys() - self._live.keys() - self.damaged.keys())
-        for stem in new:
-            self._live[stem] = LiveFile(self._files, self._area, stem, found[stem])
+        new = []
+        for stem in sorted(there - self._live.keys() - self.damaged.keys()):
+            parsed = parse_stem(stem)
+            if parsed is not None:
+                self._live[stem] = LiveFile(self._files, self._area, stem, parsed)
+                new.append(stem)
         if new:
             self._live = dict(sorted(self._live.items()))
         return [self._live[stem] for stem in new]

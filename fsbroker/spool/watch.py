@@ -26,7 +26,6 @@ _CURE = (
     "max_user_instances."
 )
 
-_NEWS = ("created", "moved", "deleted")
 FIRST_DELAY = 0.01
 LAST_DELAY = 5.0
 GROWTH = 1.5
@@ -75,20 +74,26 @@ class Watchdog:
     def __init__(self, directory: str, wake: Callable[[], None]) -> None:
         import logging
 
-        from watchdog.events import FileSystemEvent, FileSystemEventHandler
+        from watchdog.events import (
+            FileCreatedEvent,
+            FileDeletedEvent,
+            FileMovedEvent,
+            FileSystemEvent,
+            FileSystemEventHandler,
+        )
         from watchdog.observers import Observer
 
         class Handler(FileSystemEventHandler):
-            """Names that come and go; not who opens and reads files, or we wake ourselves."""
+            def on_any_event(self, _: FileSystemEvent) -> None:
+                wake()
 
-            def on_any_event(self, event: FileSystemEvent) -> None:
-                if event.event_type in _NEWS:
-                    wake()
+        # Names that come and go; not who opens and reads files, or we wake ourselves.
+        events = [FileCreatedEvent, FileMovedEvent, FileDeletedEvent]
 
         logging.getLogger("watchdog.observers.inotify").addFilter(_is_trouble)
         self._observer = Observer()
         self._observer.daemon = True
-        self._observer.schedule(Handler(), directory, recursive=False)
+        self._observer.schedule(Handler(), directory, recursive=False, event_filter=events)
         self._observer.start()
 
     def reset(self) -> None:

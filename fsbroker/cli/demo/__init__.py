@@ -1,13 +1,13 @@
 """``fsbroker demo``: a small materials workflow, one of whose parts is killed half way.
 
-    __init__    the command: options, and the exit code
-    plan        what is computed, and with what
-    client      the child process that submits the workflow: what a user's script would be
-    metals      what the tasks compute
-    tasklog     what the tasks write down themselves, which is what the verdict rests on
-    supervisor  the course of events
-    victims     who is killed: the client, an agent, or an MPI rank
-    report      the table, and the checks
+__init__    the command: options, and the exit code
+plan        what is computed, and with what
+client      the child process that submits the workflow: what a user's script would be
+metals      what the tasks compute
+tasklog     what the tasks write down themselves, which is what the verdict rests on
+supervisor  the course of events
+victims     who is killed: the client, an agent, or an MPI rank
+report      the table, and the checks
 """
 
 from __future__ import annotations
