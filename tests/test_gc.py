@@ -183,7 +183,7 @@ def archive_of(hand, *, bundled: bool) -> dict[str, str]:
     stems = {f"f{n}": hand.submit(f"f{n}", tag="keep" if n % 2 else "") for n in range(8)}
     hand.run()
     if bundled:
-        assert archive.cycle(hand.files, hand.area)
+        archive.cycle(hand.files, hand.area)
         archive.cycle(hand.files, hand.area)
     for path in archive.listing(hand.files, hand.area):
         hand.make_old(path)
@@ -258,7 +258,7 @@ def test_arrays_stay_while_something_cannot_be_read(hand):
     _, path = stored(hand, 1.0)
     stem = hand.submit("one")
     with open(f"{hand.root}/{hand.area.task_file(stem)}", "r+b") as file:
-        file.truncate(3000)
+        file.truncate(2100)  # behind the header
     rubbish = gc.survey(hand.files, hand.area, EVERYTHING)
     assert rubbish.items == []
     assert hand.area.task_file(stem) in rubbish.notes[0]
