@@ -17,7 +17,7 @@ from fsbroker.errors import FileDamaged, FileRefused, SpoolError
 from fsbroker.spool import archive, packs, presence, streams
 from fsbroker.spool.index import Results
 from fsbroker.spool.layout import Presence, parse_cancel
-from fsbroker.spool.live import LiveFile, LiveFiles, bury
+from fsbroker.spool.live import LiveFile, LiveFiles, bury, delete_log
 from fsbroker.spool.log import CLAIMABLE, Kind, Range, Retired, State, fitting, ranges_of, rows_of
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import Bulk, Sealed, Stream
@@ -26,6 +26,9 @@ from fsbroker.task import Encoding, Outcome, Status, Value
 LOCK_PATIENCE = 0.2
 """Seconds after which an agent goes on without a lock that somebody holds."""
 NOTHING = Value(Encoding.PLAIN, b"null")
+GRAVE_REST = 60.0
+"""Seconds for which a log that was taken away stays whole: NFS clients find a directory
+under its old name for 30 s, and would begin an empty log anew."""
 LONGEST_CHAIN = 256
 """Rows that may be claimed before their inputs exist, because the claimer makes these."""
 
@@ -76,6 +79,8 @@ class AgentSession:
         self._failed_rows = False
         self._contested: dict[str, float] = {}
         self._unpublished: list[Outcome] = []
+        self._unsure: Sequence[Outcome | Bulk] = ()
+        self._graves: list[tuple[float, str]] = []
         self._published: dict[str, set[int]] = {}
         self._claimed: dict[str, LiveFile] = {}
         self._waiting: dict[str, Waiting] = {}
@@ -179,6 +184,7 @@ class AgentSession:
             return None
         self._claimed[live.stem] = live
         self.held.setdefault(live.stem, set()).update(rows_of(ranges))
+        self._published.get(live.stem, set()).difference_update(rows_of(ranges))
         return Claim(live, ranges)
 
     def _choose(self, live: LiveFile, ready: Sequence[int], count: int) -> list[int]:
@@ -254,9 +260,16 @@ class AgentSession:
         Raises:
             Sealed: this agent was taken for dead; its outcomes are void.
         """
+        if self._stream.settle(durable=self._durable):
+            self._note_published(self._unsure)
+        outcomes = [one for one in outcomes if not self._was_published(one)]
+        if not outcomes:
+            return
+        self._unsure = outcomes
         made = streams.build(self._files.token(), outcomes, self._origin)
         # A power loss must not keep an outcome and lose the claim of its row (rule 2).
-        logs = [self._claimed[stem].log for stem in {outcome.stem for outcome in outcomes}]
+        stems = {outcome.stem for outcome in outcomes}
+        logs = [self._claimed[stem].log for stem in stems if stem in self._claimed]
         logs = [log for log in logs if log.unsynced]
         try:
             self._stream.publish(made, durable=self._durable, first=[log.path for log in logs])
@@ -265,11 +278,18 @@ class AgentSession:
             raise
         for log in logs:
             log.unsynced = False
-        for stem, row in _rows(outcomes):
-            self.held[stem].discard(row)
-            self._published.setdefault(stem, set()).add(row)
+        self._note_published(outcomes)
         with suppress(OSError, SpoolError):
             self.beat()  # the outcomes are out; the next beat tells of them, too
+
+    def _note_published(self, outcomes: Sequence[Outcome | Bulk]) -> None:
+        for stem, row in _rows(outcomes):
+            self.held.get(stem, set()).discard(row)
+            self._published.setdefault(stem, set()).add(row)
+
+    def _was_published(self, outcome: Outcome | Bulk) -> bool:
+        stem, row = next(_rows([outcome]))
+        return row in self._published.get(stem, ())
 
     def write_logs(
         self, live: LiveFile, row: int, outputs: Iterable[tuple[int, bytes, bytes]]
@@ -467,7 +487,10 @@ class AgentSession:
         fold = live.log.fold
         if State.CLAIMED not in fold.state:
             return set()
-        ended = self.results.ended(live.stem, live.file.keys)
+        try:
+            ended = self.results.ended(live.stem, live.file.keys)
+        except FileNotFoundError:
+            return set()  # retired meanwhile
         return {
             fold.agents[fold.owner[row]]
             for row, state in enumerate(fold.state)
@@ -525,9 +548,12 @@ class AgentSession:
                 if self._retire_if_ended(live):
                     ended.append(live)
         if ended:
-            bury(self._files, self._area, [live.stem for live in ended])
+            now = self._files.monotonic()
+            graves = bury(self._files, self._area, [live.stem for live in ended])
+            self._graves += [(now, grave) for grave in graves]
             for live in ended:
                 self._retired(live)
+        self._empty_graves()
         self._quarantine()
         self._sweep_requests()
         merged = packs.cycle(self._files, self._area) or archive.cycle(self._files, self._area)
@@ -565,6 +591,15 @@ class AgentSession:
             about = f"{fold.generation[row]} its result file was damaged"
             self._append_all(live, Kind.LOST, [row], about)
             rows.discard(row)
+
+    def _empty_graves(self) -> None:
+        """Delete logs that no client can walk into any more (gc does it for other agents')."""
+        now = self._files.monotonic()
+        for buried, grave in list(self._graves):
+            if now - buried > GRAVE_REST:
+                self._graves.remove((buried, grave))
+                with suppress(FileNotFoundError):
+                    delete_log(self._files, grave)
 
     def _end_cancelled(self, live: LiveFile) -> None:
         """Publish that cancelled rows will not run, for everybody who waits for them."""

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from fsbroker.errors import SpoolError
 from fsbroker.spool import taskfile
 from fsbroker.spool.index import Found, Results
 from fsbroker.spool.layout import Stem
@@ -34,6 +35,7 @@ from fsbroker.spool.log import (
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import Limits, TaskRow
+from fsbroker.task import Status
 
 Ticket = TypeVar("Ticket")
 """What the caller wants back when a row ends: a future."""
@@ -124,7 +126,8 @@ class ClientSession(Generic[Ticket]):
         """
         self.live.poll()
         candidates = self._may_run(self.live.holding(keys, besides=self._own))
-        self.results.poll(deep=bool(candidates))
+        # Deep: an agent that came and went between two polls is in no listing of presences.
+        self.results.poll(deep=True)
         outcomes = {}
         for key in self.results.known(keys):
             found = self.results.find(key)
@@ -191,7 +194,9 @@ class ClientSession(Generic[Ticket]):
         # The caller knows what it waits for: its own file need not be read for that.
         self._own.add(str(stem))
         self._bound[str(stem)] = list(tickets)
-        self._alias(str(stem), [row.key for row in rows])
+        # The rows are published: whatever fails now must not make the caller do it again.
+        with suppress(OSError, SpoolError):
+            self._alias(str(stem), [row.key for row in rows])
         return str(stem)
 
     def _alias(self, stem: str, keys: list[bytes]) -> None:
@@ -281,7 +286,9 @@ class ClientSession(Generic[Ticket]):
     def check(self) -> Checked[Ticket]:
         """Look after rows that no new result file will ever tell of: now and then."""
         self.live.poll()
-        missing = {stem for stem in self._bound if self.live.get(stem) is None}
+        missing = {
+            stem for stem in self._bound if self.live.get(stem) is None and self._is_gone(stem)
+        }
         ended = list(self.poll(deep=True))
         elsewhere: list[tuple[Ticket, Found]] = []
         lost: list[Ticket] = []
@@ -297,6 +304,14 @@ class ClientSession(Generic[Ticket]):
         self._missing = missing
         self._own = {stem for stem in self._own if self.live.get(stem) is not None}
         return Checked(ended, elsewhere, lost)
+
+    def _is_gone(self, stem: str) -> bool:
+        """Its log is gone too: a listing alone may be old."""
+        try:
+            self._files.names(self._area.log(stem))
+        except FileNotFoundError:
+            return True
+        return False
 
     def _open_rows(self, stem: str) -> dict[int, Ticket]:
         tickets = self._bound[stem]
@@ -314,7 +329,8 @@ class ClientSession(Generic[Ticket]):
         elsewhere, lost = [], []
         for row, ticket in self._open_rows(stem).items():
             found = self.results.find(self._key_of(ticket))
-            if found is not None:
+            if found is not None and (sure or found.status == Status.DONE):
+                # A failure may be an earlier round's: that of this row may come yet.
                 elsewhere.append((ticket, found))
             elif sure:
                 lost.append(ticket)

@@ -73,7 +73,14 @@ class OpenFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``; fewer only at the end of the file."""
-        data = os.pread(self._fd, length, offset)
+        try:
+            data = os.pread(self._fd, length, offset)
+        except OSError as error:
+            if error.errno == errno.ESTALE:  # another NFS client has removed it
+                raise FileNotFoundError(
+                    errno.ENOENT, os.strerror(errno.ENOENT), self.path
+                ) from error
+            raise
         if len(data) == length or not data:
             return data
         parts = [data]

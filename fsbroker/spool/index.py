@@ -140,6 +140,10 @@ class Results:
             # Announced, yet not listed: two changes in one tick of an NFS v3 server.
             self._files.touch_directory(self._area.stream(agent))
             numbers = entries(self._files, self._area, agent)
+        if numbers and numbers[-1] - state.next >= len([n for n in numbers if n >= state.next]):
+            # A hole: packed, or made while the directory was read. A listing that begins
+            # after the later ones were seen shows the earlier ones, unless they are packed.
+            numbers = entries(self._files, self._area, agent)
         new = [number for number in numbers if number >= state.next]
         if self._durable and new and new[-1] >= published:
             # An agent announces what is durable. What it has not announced may be gone

@@ -34,8 +34,10 @@ def give_birth(files: Files, area: Area, stem: Stem, made: Image, *, durable: bo
         raise FileRefused("The name of a new task file is taken", area.task_file(str(stem)))
 
 
-def bury(files: Files, area: Area, stems: Sequence[str]) -> None:
+def bury(files: Files, area: Area, stems: Sequence[str]) -> list[str]:
     """What follows the retire records, from whichever step it was left at.
+
+    Returns: where the logs lie now, whole, to be deleted a minute later (`delete_log`).
 
     The archive must be durable before a live name goes, or a power loss takes both. The
     retire record itself need not be: without it the file is simply retired again.
@@ -48,13 +50,15 @@ def bury(files: Files, area: Area, stems: Sequence[str]) -> None:
         with suppress(FileNotFoundError):
             files.unlink(area.task_file(stem))
     files.sync_directory(area.tasks)
+    graves = []
     for stem in stems:
-        # The log leaves its place at once: were it emptied there, somebody with an old
-        # fold could append to it again.
+        # The log leaves its place in one piece: somebody with an old fold, or with the old
+        # directory in an NFS client's cache, could append to one that was emptied.
         grave = area.temporary(f"log-{files.token()}")
         with suppress(FileNotFoundError):
             files.rename(area.log(stem), grave)
-            delete_log(files, grave)
+            graves.append(grave)
+    return graves
 
 
 def delete_log(files: Files, path: str) -> None:

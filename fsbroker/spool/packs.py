@@ -88,6 +88,8 @@ def _drop_inputs(files: Files, area: Area) -> None:
             with suppress(FileNotFoundError, FileDamaged, FileRefused):
                 left = [name for name in _inputs(files, path) if _exists(files, name)]
                 if left and _is_whole(files, path):
+                    # Whoever linked the pack may have died, or failed, before its fsync.
+                    files.sync_directory(area.packs)
                     for name in left:
                         with suppress(FileNotFoundError):
                             files.unlink(name)

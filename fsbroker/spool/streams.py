@@ -15,14 +15,13 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fsbroker.errors import FileRefused
-from fsbroker.spool.container import Container, Image, image
+from fsbroker.spool.container import Container, Image, image, token_of
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, parse_stream_file
 from fsbroker.spool.publish import publish
@@ -240,6 +239,7 @@ class Stream:
         self._area = area
         self.agent = agent
         self.next = 0
+        self._unsure: Image | None = None
 
     def create(self) -> None:
         """Make the directory, durably: its loss would lose every result in it."""
@@ -253,9 +253,28 @@ class Stream:
             Sealed: the number holds a seal; nothing of this agent will be published again.
         """
         path = self._area.stream_file(self.agent, self.next)
+        self._unsure = made
         if not publish(self._files, self._area, made, path, durable=durable, first=first):
             raise Sealed(self.agent)
+        self._unsure = None
         self.next += 1
+
+    def settle(self, *, durable: bool) -> bool:
+        """After a publication that failed: whether it was done all the same, and now is.
+
+        An error of the last fsync leaves the file under its name; it would be taken for
+        a seal by the next publication, and its outcomes would be published twice.
+        """
+        if self._unsure is None:
+            return False
+        path = self._area.stream_file(self.agent, self.next)
+        if token_of(self._files, path) != self._unsure.token:
+            return False
+        if durable:
+            self._files.sync_directory(self._area.stream(self.agent))
+        self._unsure = None
+        self.next += 1
+        return True
 
     def close(self) -> None:
         """Seal the own stream: nothing more will come."""
@@ -294,8 +313,14 @@ def seal(files: Files, area: Area, agent: str, *, by: str) -> int:
         if top >= 0 and is_seal(files, area, agent, top):
             files.sync_directory(directory)
             return top
-        with suppress(OSError):
+        try:
             files.symlink(content, area.stream_file(agent, top + 1))
+        except FileNotFoundError:
+            # A power loss or a purge took the directory: a sleeper may still make it.
+            files.mkdir(directory)
+            files.sync_directory(area.results)
+        except OSError:
+            pass
         # Whoever won the number, the next listing tells; and that nothing stands higher.
 
 
