@@ -7,6 +7,7 @@ import os
 import numpy as np
 import pytest
 
+from fsbroker.agent import session
 from fsbroker.spool import archive, blobs, gc, packs, streams
 from fsbroker.spool.files import Files
 from fsbroker.spool.gc import Kind, Wishes
@@ -19,7 +20,8 @@ DEFAULT = Wishes(older_than=86400.0)
 
 
 @pytest.fixture
-def hand(tmp_path):
+def hand(tmp_path, monkeypatch):
+    monkeypatch.setattr(session, "GRAVE_REST", -1.0)  # no log rests in tmp/ beside what is tested
     return ByHand(tmp_path / "a spool")
 
 

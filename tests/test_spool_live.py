@@ -61,7 +61,9 @@ def test_what_has_ended_goes_into_the_archive(spool):
     finish(spool)
     assert area_names(spool, "tasks") == []
     assert area_names(spool, "claims") == []
-    assert area_names(spool, "tmp") == []
+    # The log stays whole for a while, where nobody finds it by its old name.
+    (grave,) = area_names(spool, "tmp")
+    assert len(area_names(spool, f"tmp/{grave}")) == 2
     assert TaskFile(spool.files, spool.area.archived(stem), stem).keys == [key_of("a"), key_of("b")]
     assert found_in(agent(spool).results) == {
         key_of("a"): (Status.DONE, b"0"),
@@ -73,7 +75,7 @@ class Stopped(Exception):
     pass
 
 
-@pytest.mark.parametrize("calls", range(8))
+@pytest.mark.parametrize("calls", range(6))
 def test_an_end_that_stopped_anywhere_is_brought_to_its_end(spool, calls):
     stem = submit(spool, [row("a")])
     one = agent(spool)

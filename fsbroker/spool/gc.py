@@ -44,7 +44,7 @@ from fsbroker.task import KEY_BYTES
 DAY = 86400.0
 """Seconds after which what nobody refers to is nobody's work in progress."""
 
-_NESTED = {"claims": 1, "results": 1, "logs": 2}
+_NESTED = {"claims": 1, "results": 1, "logs": 2, "tmp": 1}
 """How deep below these directories their files stand."""
 
 
