@@ -94,7 +94,7 @@ def test_agent_that_ends_task_files(batches, processes):
         batches.submit(prefix_of(number))
         processes.dies_at(point, processes.agent(point))
         print("killed", point.name)
-    batches.finish(exact=True)  # all was published before
+    batches.finish()  # not exactly once: it ends what the last one left while its own tasks run
 
 
 HOLDING = [
