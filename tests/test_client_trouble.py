@@ -14,8 +14,17 @@ import pytest
 
 from fsbroker import ClusterExecutor
 from fsbroker.client import loop
-from fsbroker.errors import SpoolError, SpoolFull, SpoolMissing, SpoolUnwritable, TaskLost
+from fsbroker.errors import (
+    FileDamaged,
+    SpoolError,
+    SpoolFull,
+    SpoolMissing,
+    SpoolUnwritable,
+    TaskLost,
+)
 from fsbroker.launch import local
+from fsbroker.spool.container import Container
+from fsbroker.spool.spool import open_spool
 
 PATIENCE = 30.0
 
@@ -220,3 +229,29 @@ def test_a_bug_in_the_thread_reaches_the_futures(tmp_path, monkeypatch):
     executor._loop.flush(PATIENCE)
     assert again.stem is not None
     executor.shutdown(cancel_futures=True)
+
+
+def test_a_damaged_task_file_ends_its_tasks_and_not_the_agent(tmp_path):
+    executor = ClusterExecutor(tmp_path / "s", backend="none")
+    future = executor.submit(abs, -1)
+    wait_until(lambda: future.stem)
+    opened = open_spool(tmp_path / "s")
+    path = opened.area.task_file(future.stem)
+    with Container(opened.files, path, "tasks") as container:
+        section = container.sections["arguments"]
+    with open(f"{opened.files.root}/{path}", "r+b") as file:
+        file.seek(section.offset)
+        file.write(b"\xff" * section.length)
+    with ClusterExecutor(tmp_path / "s", max_workers=1, idle_timeout=2.0) as other:
+        good = other.submit(abs, -2)
+        with pytest.raises(FileDamaged, match="arguments"):
+            future.result(timeout=PATIENCE)
+        assert good.result(timeout=PATIENCE) == 2
+    executor.shutdown()
+
+
+def wait_until(holds):
+    end = time.monotonic() + PATIENCE
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.02)

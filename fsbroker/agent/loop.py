@@ -28,7 +28,7 @@ from fsbroker.agent.processes import Settings
 from fsbroker.agent.session import AgentSession
 from fsbroker.agent.slots import Slot, Slots
 from fsbroker.agent.workers import Lost
-from fsbroker.errors import DependencyFailed, FsbrokerError
+from fsbroker.errors import DependencyFailed, FileDamaged, FsbrokerError
 from fsbroker.resources import Shape, parse_shape
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import Retired, rows_of
@@ -226,7 +226,10 @@ class Agent:
             return False
         live = claim.live
         rows = self._refused(live, list(rows_of(claim.rows)))
-        self._units.extend(units_of(live, rows, self._unit_size(live, rows)))
+        try:
+            self._units.extend(units_of(live, rows, self._unit_size(live, rows)))
+        except FileDamaged as error:
+            self._fail(Unit(live, rows, simple=False), error)
         self._feed()
         return True
 
