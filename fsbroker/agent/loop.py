@@ -430,7 +430,11 @@ class Agent:
         if current is not None:
             live, row = current
             self._charge(live, row, member, lost)
-            units = [_without(unit, live, row) for unit in units]
+            begun = _without(units.pop(0), live, row)
+            if begun.rows:
+                # Quick rows are reported in bunches: some may have run, and will again.
+                with suppress(Retired):
+                    self.session.release(live, list(begun.rows), lost.reason)
         self._give_up_chains(units)
 
     def _charge(self, live: LiveFile, row: int, member: Member, lost: Lost) -> None:

@@ -132,6 +132,7 @@ class ClientLoop:
         self._closing = False
         self._stopping = False
         self._last_check = 0.0
+        self._unread: list[Future] = []
         self._trouble_since: float | None = None
         self._without_agents_since: float | None = None
 
@@ -641,6 +642,7 @@ class ClientLoop:
         for ended in checked.ended:
             self._deliver(ended.file, ended.tickets)
         self._deliver_found(checked.elsewhere)
+        self._read_again()
         for future in checked.lost:
             where = f"{_key_of(future).hex()} in {self.spool.files.root}"
             cure = "Submit it again"
@@ -666,6 +668,19 @@ class ClientLoop:
             self._without_agents_since = None
             self._fail(list(self._open.values()), _told(wrong, self.root))
 
+    def _read_again(self) -> None:
+        """What ended and could not be read: look where it stands by now."""
+        futures, self._unread = self._unread, []
+        for future in futures:
+            found = self._session.results.find(_key_of(future))
+            try:
+                if found is not None:
+                    self._deliver_found([(future, found)])
+            except OSError:
+                found = None
+            if found is None:
+                self._unread.append(future)
+
     def _deliver_found(self, found: Sequence[tuple[Future, Found]]) -> None:
         files: dict[str, list[tuple[int, Future]]] = {}
         for future, where in found:
@@ -674,7 +689,11 @@ class ClientLoop:
             self._deliver(self._session.results.file(path), tickets)
 
     def _deliver(self, file: ResultFile, tickets: list[tuple[int, Future]]) -> None:
-        resolved = self._reader.resolve(file, [index for index, _ in tickets])
+        try:
+            resolved = self._reader.resolve(file, [index for index, _ in tickets])
+        except OSError:
+            self._unread += [future for _, future in tickets]
+            return
         pop = self._open.pop
         for (_, future), (value, error) in zip(tickets, resolved, strict=True):
             pop(future.key, None)  # type: ignore[arg-type]

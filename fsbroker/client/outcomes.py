@@ -13,6 +13,7 @@ from typing import Any
 from fsbroker import errors, pickling, plain
 from fsbroker.errors import (
     DependencyFailed,
+    FileDamaged,
     FsbrokerError,
     RemoteTraceback,
     TaskCancelled,
@@ -46,7 +47,11 @@ class Reader:
         self._live = live
 
     def resolve(self, file: ResultFile, indices: list[int]) -> list[Resolved]:
-        """What the futures of these rows of a result file give: value, or exception."""
+        """What the futures of these rows of a result file give: value, or exception.
+
+        Raises:
+            OSError: the file cannot be read now; its rows may stand in a pack.
+        """
         if len(indices) >= MANY:
             with suppress(Exception):  # then one by one, to tell which of them is damaged
                 texts = file.plain_texts()
@@ -64,9 +69,13 @@ class Reader:
 
     def _resolve_one(self, file: ResultFile, index: int) -> Resolved:
         try:
+            stored = file.value(index)
+        except FileDamaged as error:
+            return None, error
+        try:
             status = file.rows["status"][index]
             if status == Status.DONE:
-                return self.value(file.value(index)), None
+                return self.value(stored), None
             if status == Status.CANCELLED:
                 return None, TaskCancelled("The task was cancelled", file.keys[index].hex())
             return None, self._failure(file, index, DEPTH)

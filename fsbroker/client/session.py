@@ -40,6 +40,8 @@ from fsbroker.task import Status
 Ticket = TypeVar("Ticket")
 """What the caller wants back when a row ends: a future."""
 
+MISSED = 4
+"""Listings in a row without a task file after which it is gone, though its log is there."""
 NUDGE_AFTER = 0.05
 """Seconds after which a directory with a new name is touched: an NFS v3 client misses the
 second of two changes in one tick of the server's clock, until there is a third."""
@@ -114,7 +116,7 @@ class ClientSession(Generic[Ticket]):
         self.results = Results(self._files, self._area, durable=self._durable)
         self._bound: dict[str, dict[int, Ticket] | list[Ticket | None]] = {}
         self._own: set[str] = set()
-        self._missing: set[str] = set()
+        self._missing: dict[str, int] = {}
         self._nudge_at: float | None = None
 
     # -- submitting ----------------------------------------------------------------------
@@ -196,21 +198,24 @@ class ClientSession(Generic[Ticket]):
         self._bound[str(stem)] = list(tickets)
         # The rows are published: whatever fails now must not make the caller do it again.
         with suppress(OSError, SpoolError):
-            self._alias(str(stem), [row.key for row in rows])
+            self._alias(str(stem), rows)
         return str(stem)
 
-    def _alias(self, stem: str, keys: list[bytes]) -> None:
-        """Leave to older files what they will run."""
+    def _alias(self, stem: str, new: Sequence[TaskRow]) -> None:
+        """Leave to older files what they will run: in this round, or in a later one."""
         others = [live for live in self.live.poll() if live.stem != stem]
         mine = self.live.get(stem)
         if not others or mine is None:
             return
         targets: dict[int, tuple[str, int]] = {}
-        rows = {key: row for row, key in enumerate(keys)}
-        candidates = self._may_run(self.live.holding(keys, besides=self._own))
+        rows = {one.key: row for row, one in enumerate(new)}
+        candidates = self._may_run(self.live.holding(list(rows), besides=self._own))
         self.results.poll()
         for key, places in candidates.items():
-            running = self._first_running([place for place in places if place[0].stem < stem])
+            older = [place for place in places if place[0].stem < stem]
+            running = self._first_running(
+                [(live, row) for live, row in older if live.round(row) >= new[rows[key]].round]
+            )
             if running is not None:
                 targets[rows[key]] = running
         for first, end in _runs(targets):
@@ -287,7 +292,9 @@ class ClientSession(Generic[Ticket]):
         """Look after rows that no new result file will ever tell of: now and then."""
         self.live.poll()
         missing = {
-            stem for stem in self._bound if self.live.get(stem) is None and self._is_gone(stem)
+            stem: self._missing.get(stem, 0) + 1
+            for stem in self._bound
+            if self.live.get(stem) is None
         }
         ended = list(self.poll(deep=True))
         elsewhere: list[tuple[Ticket, Found]] = []
@@ -298,20 +305,25 @@ class ClientSession(Generic[Ticket]):
             elif stem not in missing:
                 self._follow_aliases(stem)
             else:
-                found, gone = self._follow_key(stem, sure=stem in self._missing)
+                found, gone = self._follow_key(stem, sure=self._is_gone(stem, missing[stem]))
                 elsewhere += found
                 lost += gone
         self._missing = missing
         self._own = {stem for stem in self._own if self.live.get(stem) is not None}
         return Checked(ended, elsewhere, lost)
 
-    def _is_gone(self, stem: str) -> bool:
-        """Its log is gone too: a listing alone may be old."""
+    def _is_gone(self, stem: str, times: int) -> bool:
+        """Whether a task file that listings miss is really not there.
+
+        It is if its log is gone too. Otherwise the listing may be old, or a purge took the
+        one file: then it must be missed in several listings made anew.
+        """
         try:
             self._files.names(self._area.log(stem))
         except FileNotFoundError:
-            return True
-        return False
+            return times > 1
+        self._files.touch_directory(self._area.tasks)
+        return times > MISSED
 
     def _open_rows(self, stem: str) -> dict[int, Ticket]:
         tickets = self._bound[stem]

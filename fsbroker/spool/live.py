@@ -103,6 +103,10 @@ class LiveFile:
         order = np.argsort(keys)
         return keys[order], order
 
+    def round(self, row: int) -> int:
+        """How often the row's key had been tried before."""
+        return int(self.file.rows["round"][row])
+
     def holding(self, keys: list[bytes]) -> dict[bytes, int]:
         """Those of the keys that this file has, and their rows."""
         own, order = self._sorted_keys

@@ -75,6 +75,7 @@ class Watchdog:
         import logging
 
         from watchdog.events import (
+            DirCreatedEvent,
             FileCreatedEvent,
             FileDeletedEvent,
             FileMovedEvent,
@@ -88,7 +89,7 @@ class Watchdog:
                 wake()
 
         # Names that come and go; not who opens and reads files, or we wake ourselves.
-        events = [FileCreatedEvent, FileMovedEvent, FileDeletedEvent]
+        events = [FileCreatedEvent, FileMovedEvent, FileDeletedEvent, DirCreatedEvent]
 
         logging.getLogger("watchdog.observers.inotify").addFilter(_is_trouble)
         self._observer = Observer()
