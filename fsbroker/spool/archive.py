@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.spool.container import Container, image
 from fsbroker.spool.files import Files, OpenFile
 from fsbroker.spool.layout import Area, parse_pack, parse_stem
+from fsbroker.spool.packs import drop_inputs, exists, inputs_of
 from fsbroker.spool.publish import publish
 
 FAN = 8
@@ -101,7 +103,7 @@ def cycle(files: Files, area: Area) -> bool:
     if lock is None:
         return False
     try:
-        _drop_inputs(files, area)
+        drop_inputs(files, chain.from_iterable(_bundles(files, area).values()))
         return _bundle_singles(files, area) or _merge_tier(files, area)
     finally:
         lock.release()
@@ -129,44 +131,12 @@ def _bundles(files: Files, area: Area) -> dict[int, list[str]]:
     return tiers
 
 
-def _inputs(files: Files, path: str) -> list[str]:
-    with Container(files, path, "archive") as file:
-        return list(file.meta["inputs"])
-
-
-def _drop_inputs(files: Files, area: Area) -> None:
-    """Delete what bundles of earlier cycles have merged."""
-    for paths in _bundles(files, area).values():
-        for path in paths:
-            with suppress(*_UNREADABLE):
-                left = [name for name in _inputs(files, path) if _exists(files, name)]
-                if left and _is_whole(files, path):
-                    for name in left:
-                        with suppress(FileNotFoundError):
-                            files.unlink(name)
-
-
-def _exists(files: Files, path: str) -> bool:
-    try:
-        files.size(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _is_whole(files: Files, path: str) -> bool:
-    with Container(files, path, "archive") as file:
-        for name in file.sections:
-            file.read(name)
-    return True
-
-
 def _bundle_singles(files: Files, area: Area) -> bool:
     bundled = {
         name
         for paths in _bundles(files, area).values()
         for path in paths
-        for name in _inputs(files, path)
+        for name in inputs_of(files, path)
     }
     singles = [path for path in listing(files, area) if _stem_of(path) and path not in bundled]
     live = {name.removesuffix(".h5") for name in files.names(area.tasks)}
@@ -193,7 +163,9 @@ def _merge_tier(files: Files, area: Area) -> bool:
         small = [path for path in paths if files.size(path) < LARGEST // FAN]
         # An input of a bundle that is still there would be merged a second time.
         settled = [
-            path for path in small if not any(_exists(files, name) for name in _inputs(files, path))
+            path
+            for path in small
+            if not any(exists(files, name) for name in inputs_of(files, path))
         ]
         if len(settled) >= FAN:
             return _publish(files, area, settled[:FAN], min(tier + 1, 99))

@@ -9,8 +9,9 @@ finds the pack.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import chain
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def cycle(files: Files, area: Area) -> bool:
     if lock is None:
         return False
     try:
-        _drop_inputs(files, area)
+        drop_inputs(files, chain.from_iterable(_packs(files, area).values()))
         return _pack_streams(files, area) or _merge_tier(files, area)
     finally:
         lock.release()
@@ -76,26 +77,25 @@ def _packs(files: Files, area: Area) -> dict[int, list[str]]:
     return tiers
 
 
-def _inputs(files: Files, path: str) -> list[str]:
+def inputs_of(files: Files, path: str) -> list[str]:
     with Container(files, path, "pack", "archive") as file:
         return list(file.meta["inputs"])
 
 
-def _drop_inputs(files: Files, area: Area) -> None:
-    """Delete what packs of earlier cycles have merged."""
-    for paths in _packs(files, area).values():
-        for path in paths:
-            with suppress(FileNotFoundError, FileDamaged, FileRefused):
-                left = [name for name in _inputs(files, path) if _exists(files, name)]
-                if left and _is_whole(files, path):
-                    # Whoever linked the pack may have died, or failed, before its fsync.
-                    files.sync_directory(area.packs)
-                    for name in left:
-                        with suppress(FileNotFoundError):
-                            files.unlink(name)
+def drop_inputs(files: Files, merged: Iterable[str]) -> None:
+    """Delete what packs (or bundles) of earlier cycles have merged."""
+    for path in merged:
+        with suppress(FileNotFoundError, FileDamaged, FileRefused):
+            left = [name for name in inputs_of(files, path) if exists(files, name)]
+            if left and _is_whole(files, path):
+                # Whoever linked the file may have died, or failed, before its fsync.
+                files.sync_directory(path.rpartition("/")[0])
+                for name in left:
+                    with suppress(FileNotFoundError):
+                        files.unlink(name)
 
 
-def _exists(files: Files, path: str) -> bool:
+def exists(files: Files, path: str) -> bool:
     try:
         files.size(path)
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def _pack_streams(files: Files, area: Area) -> bool:
         name
         for paths in _packs(files, area).values()
         for path in paths
-        for name in _inputs(files, path)
+        for name in inputs_of(files, path)
     }
     inputs = [path for path in packable(files, area) if path not in packed][:MOST_INPUTS]
     return len(inputs) >= FAN and _merge(files, area, inputs, tier=1)
@@ -126,7 +126,9 @@ def _merge_tier(files: Files, area: Area) -> bool:
         small = [path for path in paths if files.size(path) < LARGEST // FAN]
         # An input of a pack that is still there would be merged a second time.
         settled = [
-            path for path in small if not any(_exists(files, name) for name in _inputs(files, path))
+            path
+            for path in small
+            if not any(exists(files, name) for name in inputs_of(files, path))
         ]
         if len(settled) >= FAN:
             return _merge(files, area, settled[:FAN], tier=min(tier + 1, 99))
