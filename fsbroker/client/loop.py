@@ -28,7 +28,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fsbroker.client.outcomes import Reader
-from fsbroker.client.session import ClientSession, Lane
+from fsbroker.client.session import MISSED, ClientSession, Lane
 from fsbroker.errors import FsbrokerError, KeyConflict, SpoolError, SpoolMissing, TaskLost
 from fsbroker.future import Future
 from fsbroker.keys import UNKNOWN
@@ -132,7 +132,7 @@ class ClientLoop:
         self._closing = False
         self._stopping = False
         self._last_check = 0.0
-        self._unread: list[Future] = []
+        self._unread: dict[Future, int] = {}
         self._trouble_since: float | None = None
         self._without_agents_since: float | None = None
 
@@ -644,11 +644,7 @@ class ClientLoop:
         self._deliver_found(checked.elsewhere)
         self._read_again()
         for future in checked.lost:
-            where = f"{_key_of(future).hex()} in {self.spool.files.root}"
-            cure = "Submit it again"
-            self._fail(
-                [future], TaskLost("The task's file was removed before it ended", where, cure)
-            )
+            self._lose(future, "The task's file was removed before it ended")
         self._ensure_agents()
 
     def _ensure_agents(self) -> None:
@@ -670,16 +666,23 @@ class ClientLoop:
 
     def _read_again(self) -> None:
         """What ended and could not be read: look where it stands by now."""
-        futures, self._unread = self._unread, []
-        for future in futures:
-            found = self._session.results.find(_key_of(future))
+        unread, self._unread = self._unread, {}
+        for future, times in unread.items():
+            sure = times > MISSED or future.stem is None
             try:
+                found = self._session.outcome(future, future.stem or "", future.row, sure=sure)
                 if found is not None:
                     self._deliver_found([(future, found)])
+                elif times > MISSED:
+                    self._lose(future, "The task's result was removed before it was read")
+                else:
+                    self._unread[future] = times + 1
             except OSError:
-                found = None
-            if found is None:
-                self._unread.append(future)
+                self._unread[future] = times
+
+    def _lose(self, future: Future, what: str) -> None:
+        where = f"{_key_of(future).hex()} in {self.spool.files.root}"
+        self._fail([future], TaskLost(what, where, "Submit it again"))
 
     def _deliver_found(self, found: Sequence[tuple[Future, Found]]) -> None:
         files: dict[str, list[tuple[int, Future]]] = {}
@@ -692,7 +695,7 @@ class ClientLoop:
         try:
             resolved = self._reader.resolve(file, [index for index, _ in tickets])
         except OSError:
-            self._unread += [future for _, future in tickets]
+            self._unread |= dict.fromkeys((future for _, future in tickets), 0)
             return
         pop = self._open.pop
         for (_, future), (value, error) in zip(tickets, resolved, strict=True):

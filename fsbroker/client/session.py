@@ -340,9 +340,8 @@ class ClientSession(Generic[Ticket]):
         """
         elsewhere, lost = [], []
         for row, ticket in self._open_rows(stem).items():
-            found = self.results.find(self._key_of(ticket))
-            if found is not None and (sure or found.status == Status.DONE):
-                # A failure may be an earlier round's: that of this row may come yet.
+            found = self.outcome(ticket, stem, row, sure=sure)
+            if found is not None:
                 elsewhere.append((ticket, found))
             elif sure:
                 lost.append(ticket)
@@ -350,6 +349,17 @@ class ClientSession(Generic[Ticket]):
                 continue
             self.unbind(stem, row, ticket)
         return elsewhere, lost
+
+    def outcome(self, ticket: Ticket, stem: str, row: int, *, sure: bool) -> Found | None:
+        """Where the outcome of a row stands by now.
+
+        Args:
+            sure: that its own can be nowhere but where was looked: the current one of its
+                key will do. Otherwise that may be an earlier round's.
+        """
+        key = self._key_of(ticket)
+        found = self.results.find_row(key, stem, row)
+        return self.results.find(key) if found is None and sure else found
 
     def unbind(self, stem: str, row: int, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more."""

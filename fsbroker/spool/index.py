@@ -317,6 +317,24 @@ class Results:
                 self._restart()
         return None
 
+    def find_row(self, key: bytes, stem: str, row: int) -> Found | None:
+        """The outcome of one row of a task file, whatever else its key has come to.
+
+        Call `poll` before.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                mine = (one for one in self._all(key) if self._ended_with(one.place, stem, row))
+                return next(mine, None)
+            except FileNotFoundError:
+                self._restart()
+        return None
+
+    def _ended_with(self, place: Place, stem: str, row: int) -> bool:
+        file = self._opened(place.path)
+        mine = file.rows[place.row]
+        return bool(mine["row"] == row) and file.files[mine["file"]] == stem
+
     def _all(self, key: bytes) -> Iterator[Found]:
         for place in self._places(key):
             yield self._found(place)

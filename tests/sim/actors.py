@@ -371,17 +371,28 @@ class Client:
                 self._resolve(ticket, Status(outcome.status), outcome.value.data)
 
     def _read_again(self) -> None:
+        """What went into a pack under us: each row's own outcome, not the key's latest."""
         for ticket in list(self.unread):
-            known = self.session.results.value(ticket.key)
-            if known is not None:
-                self._resolve(ticket, Status(known[0].status), known[1].data)
+            place, results = self.open[ticket], self.session.results
+            found = results.find_row(ticket.key, *place) if place else results.find(ticket.key)
+            if found is not None and self._read_found(ticket, found):
                 self.unread.remove(ticket)
+
+    def _read_found(self, ticket: Ticket, found: Found) -> bool:
+        try:
+            outcome = self.session.results.file(found.place.path).outcome(found.place.row)
+        except FileNotFoundError:
+            return False
+        self._resolve(ticket, Status(outcome.status), outcome.value.data)
+        return True
 
     def _check(self) -> None:
         checked = self.session.check()
         for ended in checked.ended:
             self._read(ended)
-        self.unread += [ticket for ticket, _ in checked.elsewhere]
+        for ticket, found in checked.elsewhere:
+            if not self._read_found(ticket, found):
+                self.unread.append(ticket)
         if checked.lost and self.world.truth.collected:
             for ticket in checked.lost:
                 self.open.pop(ticket, None)
