@@ -103,6 +103,7 @@ class Agent:
         self._outcomes: list[Outcome | Bulk] = []
         self._blocked: dict[str, float] = {}
         self._fresh_tried: set[tuple[str, int]] = set()
+        self._last_poll = 0.0
         self._last_publish = 0.0
         self._last_beat = 0.0
         self._last_look = 0.0
@@ -204,9 +205,11 @@ class Agent:
         """Claim, while there is room for more than what is held."""
         if not self._has_room():
             return
-        new = self.session.live.poll() if woken or self._hungry() else []
-        if new:
-            self._watch.reset()
+        now = time.monotonic()
+        if woken or (self._hungry() and now - self._last_poll >= self._watch.delay):
+            self._last_poll = now
+            if self.session.live.poll():
+                self._watch.reset()
         claimed = self._claim(thorough=False)
         if not claimed and self._hungry() and not self._crew.busy():
             claimed = self.session.resolve() and self._claim(thorough=True)

@@ -168,8 +168,13 @@ class AgentSession:
         return now - self._contested.setdefault(stem, now) > LOCK_PATIENCE
 
     def _append_claim(self, live: LiveFile, want: Want) -> Claim | None:
+        if live.log.is_blank() and (claim := self._claim_ready(live, want)):
+            return claim
         if live.log.refresh():
             self._reconcile(live)
+        return self._claim_ready(live, want)
+
+    def _claim_ready(self, live: LiveFile, want: Want) -> Claim | None:
         fold = live.log.fold
         ready = fold.rows_in(State.READY)
         count = want(live, ready) if ready else 0

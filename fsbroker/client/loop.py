@@ -132,6 +132,7 @@ class ClientLoop:
         self._closing = False
         self._stopping = False
         self._last_check = 0.0
+        self._last_look = 0.0
         self._unread: dict[Future, int] = {}
         self._trouble_since: float | None = None
         self._without_agents_since: float | None = None
@@ -378,14 +379,17 @@ class ClientLoop:
     def _turn(self, watching: Watch) -> None:
         delay = min(watching.delay, CHECK_EVERY) if self._open else watching.delay
         items = self._take(delay)
+        # Right behind a submission there is no news of it: it must not wait for a look.
+        told = None in items or not items
+        told |= self.spool.files.monotonic() - self._last_look > delay
         try:
             with self.lock:
                 calls = [item for item in items if isinstance(item, (Submitted, Attach))]
                 if calls or self._unbound:
                     watching.reset()
                     self._accept(calls)
-                found = self._look() if self._open else False
-                watching.reset() if found else watching.waited()
+                found = self._look() if self._open and told else False
+                watching.reset() if found or not told else watching.waited()
                 self._idle.notify_all()
             self._trouble_since = None
         except (OSError, SpoolError) as error:
@@ -631,7 +635,7 @@ class ClientLoop:
         for ended in self._session.poll():
             found = True
             self._deliver(ended.file, ended.tickets)
-        now = self.spool.files.monotonic()
+        now = self._last_look = self.spool.files.monotonic()
         if self._open and now - self._last_check > CHECK_EVERY:
             self._last_check = now
             self._check()

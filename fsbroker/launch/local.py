@@ -20,6 +20,7 @@ from fsbroker.errors import SpoolError
 from fsbroker.resources import Capacity, Shape, parse_shape
 from fsbroker.spool import presence
 from fsbroker.spool.files import explain
+from fsbroker.spool.layout import Presence
 from fsbroker.spool.spool import Spool
 
 if TYPE_CHECKING:
@@ -120,8 +121,10 @@ class LocalLauncher:
 
     # -- what the client's loop asks for -------------------------------------------------
 
-    def ensure(self, _: ClientSession[Any], shapes: Iterable[str]) -> SpoolError | None:
+    def ensure(self, session: ClientSession[Any], shapes: Iterable[str]) -> SpoolError | None:
         """Start what is missing; what is wrong if agents end as soon as they start.
+
+        Who is present, the session's last poll has told.
 
         Raises:
             OSError, SpoolError: file calls fail, which may pass.
@@ -133,7 +136,7 @@ class LocalLauncher:
         if self._failures >= FAILURES:
             self._failures = 0
             return self._explanation()
-        missing = self._agents - self._running(needed)
+        missing = self._agents - self._running(session.results.present(), needed)
         pause = PAUSE if self._failures else 0.0
         if missing > 0 and time.monotonic() - self._last_start >= pause:
             for _number in range(missing):
@@ -150,10 +153,10 @@ class LocalLauncher:
         sizes = [_cores_of(shape) for shape in shapes]
         return max((size for size in sizes if size <= most), default=0)
 
-    def _running(self, needed: int) -> int:
+    def _running(self, present: Iterable[Presence], needed: int) -> int:
         """Agents of this machine and interpreter with enough cores: seen, or just started."""
         pids = {one.process.pid for one in self._started}
-        for described in self._present():
+        for described in self._about(present):
             if (
                 described.get("place") == "local"
                 and described.get("python") == sys.executable
@@ -163,11 +166,11 @@ class LocalLauncher:
                 pids.add(described["pid"])
         return len(pids)
 
-    def _present(self) -> list[dict[str, Any]]:
+    def _about(self, present: Iterable[Presence]) -> list[dict[str, Any]]:
         """What the agents that are present say of themselves: it never changes, so read once."""
         files, area, _ = self._spool
         known, self._described = self._described, {}
-        for one in presence.listing(files, area):
+        for one in present:
             described = known.get(one.agent) or presence.about(files, area, one)
             if described:
                 self._described[one.agent] = described

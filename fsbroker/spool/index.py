@@ -135,6 +135,8 @@ class Results:
         state = self._streams.setdefault(agent, _StreamState())
         if state.closed:
             return False
+        if published == state.next + 1 and self._read_next(agent, state):
+            return False
         numbers = entries(self._files, self._area, agent)
         if numbers and numbers[-1] < published - 1:
             # Announced, yet not listed: two changes in one tick of an NFS v3 server.
@@ -161,6 +163,17 @@ class Results:
             state.next = published
             missed = True
         return missed
+
+    def _read_next(self, agent: str, state: _StreamState) -> bool:
+        """Read the one file that was announced, whose name was never looked for before."""
+        try:
+            file = self._opened(self._area.stream_file(agent, state.next))
+        except (FileNotFoundError, FileDamaged, FileRefused):
+            return False
+        self._news.append(file)
+        self._index(file)
+        state.next += 1
+        return True
 
     def _result(self, agent: str, number: int, *, last: bool) -> ResultFile | None:
         path = self._area.stream_file(agent, number)

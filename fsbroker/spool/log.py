@@ -326,6 +326,10 @@ class Log:
         self.doubtful: int | None = None
         self._overtaken = False
 
+    def is_blank(self) -> bool:
+        """Whether nothing is known of it: its first record may be tried without a listing."""
+        return self.fold.next == 0 and not self._overtaken
+
     def refresh(self) -> bool:
         """Read what was appended since; True if that was anything.
 

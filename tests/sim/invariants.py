@@ -84,6 +84,7 @@ class Published:
 
 
 Row = tuple[str, int]
+WILL_RUN = (State.READY, State.WAITING, State.CLAIMED)
 
 
 class Truth:
@@ -328,24 +329,32 @@ class Truth:
                 if made.key in needs and (stem, number) not in self.outcomes:
                     raise Violation(f"gc removed what row {number} of {stem} waits for")
 
-    def looks_up(self, keys: Iterable[bytes]) -> set[bytes]:
-        """The keys that a client must find, if it looks now: with a value, or about to run."""
+    def looks_up(self, keys: Iterable[bytes]) -> set[Row]:
+        """The rows that a client must find, if it looks now: with a value, or about to run."""
         wanted = set(keys)
-        found = {key for key in wanted if self.ended_keys.get(key) == Status.DONE}
+        ended = self.outcomes.items()
+        found = {row for row, made in ended if made.key in wanted and made.status == Status.DONE}
         for stem, fold in self.folds.items():
             if not fold.retired and stem in self.accepted:
-                found |= wanted.intersection(
-                    key
-                    for key, state in zip(self.tasks[stem].keys, fold.state, strict=True)
-                    if state in (State.READY, State.WAITING, State.CLAIMED)
+                found.update(
+                    (stem, row)
+                    for row, key in enumerate(self.tasks[stem].keys)
+                    if key in wanted and fold.state[row] in WILL_RUN
                 )
         return found
 
-    def makes(self, keys: Iterable[bytes], known: set[bytes]) -> None:
-        """A client makes new rows, having looked up what must be found."""
-        for key in keys:
-            if key in known and self.ended_keys.get(key) == Status.DONE and not self.collected:
-                raise Violation(f"{key!r} was submitted anew, though it has a value")
+    def makes(self, keys: Iterable[bytes], known: set[Row]) -> None:
+        """A client makes new rows, having looked up what must be found.
+
+        Another row of the key, made since, may have got a value: that is no fault.
+        """
+        values = {
+            made.key
+            for row in known
+            if (made := self.outcomes.get(row)) and made.status == Status.DONE
+        }
+        if not self.collected and (again := values.intersection(keys)):
+            raise Violation(f"{again} were submitted anew, though they have values")
 
     # -- what actors tell ------------------------------------------------------------------------
 
