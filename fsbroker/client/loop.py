@@ -700,6 +700,8 @@ class ClientLoop:
             resolved = self._reader.resolve(file, [index for index, _ in tickets])
         except OSError:
             self._unread |= dict.fromkeys((future for _, future in tickets), 0)
+            with suppress(OSError, SpoolError):
+                self._session.results.look_again()
             return
         pop = self._open.pop
         for (_, future), (value, error) in zip(tickets, resolved, strict=True):

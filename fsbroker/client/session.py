@@ -35,7 +35,6 @@ from fsbroker.spool.log import (
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import Limits, TaskRow
-from fsbroker.task import Status
 
 Ticket = TypeVar("Ticket")
 """What the caller wants back when a row ends: a future."""

@@ -327,7 +327,7 @@ class Results:
                     default=None,
                 )
             except FileNotFoundError:
-                self._restart()
+                self.look_again()
         return None
 
     def find_row(self, key: bytes, stem: str, row: int) -> Found | None:
@@ -340,7 +340,7 @@ class Results:
                 mine = (one for one in self._all(key) if self._ended_with(one.place, stem, row))
                 return next(mine, None)
             except FileNotFoundError:
-                self._restart()
+                self.look_again()
         return None
 
     def _ended_with(self, place: Place, stem: str, row: int) -> bool:
@@ -359,7 +359,7 @@ class Results:
         row = self._opened(place.path).rows[place.row]
         return Found(place, int(row["status"]), int(row["round"]), row["descriptor"].tobytes())
 
-    def _restart(self) -> None:
+    def look_again(self) -> None:
         """A file went into a pack: forget what is gone, and look at the packs again."""
         self._open.clear()  # on NFS one that another client removed cannot be read any more
         self._drop({path for path in self._paths if not self._is_there(path)})
@@ -379,7 +379,7 @@ class Results:
             try:
                 return found and (found, self.file(found.place.path).value(found.place.row))
             except FileNotFoundError:
-                self._restart()
+                self.look_again()
         return None
 
     def file(self, path: str) -> ResultFile:

@@ -382,6 +382,7 @@ class Client:
         try:
             outcome = self.session.results.file(found.place.path).outcome(found.place.row)
         except FileNotFoundError:
+            self.session.results.look_again()
             return False
         self._resolve(ticket, Status(outcome.status), outcome.value.data)
         return True

@@ -29,7 +29,7 @@ from tests.sim.scheduler import Actor, Scheduler, Strike, Stuck
 AREA = actors.AREA
 GC_IS_SAFE = False
 """Whether gc sees task files that came while it looked, and name what it removes."""
-NUDGED = False
+NUDGED = True
 """Whether sessions touch directories again a little after they changed (rule 15)."""
 LANE = Lane(100, "c1", actors.ENVIRONMENT, Limits())
 
