@@ -156,6 +156,8 @@ class AgentSession:
             if lock is None and not self._patience_is_over(live.stem):
                 return None
         try:
+            if thorough:
+                self._files.freshen(live.log.path)
             return self._append_claim(live, want)
         finally:
             if lock is not None:
@@ -403,7 +405,7 @@ class AgentSession:
         found = self.results.find(key)
         if found is not None and found.status == Status.DONE:
             return Status.DONE
-        self.live.poll()
+        self.live.poll(afresh=True)
         for live, row in self.live.holding([key]).get(key, ()):
             with suppress(Retired, FileNotFoundError):
                 live.log.refresh()
@@ -508,7 +510,7 @@ class AgentSession:
         In this order: whoever finds the presence of a dead agent does it all again.
         """
         streams.seal(self._files, self._area, agent, by=self.agent)
-        self.live.poll()
+        self.live.poll(afresh=True)
         self.results.poll(deep=True)
         described = self._observer.described(agent) or {}
         reason = f"agent {agent} on {described.get('host', 'an unknown host')} is {evidence}"
@@ -545,7 +547,7 @@ class AgentSession:
     def tidy(self) -> bool:
         """End cancelled rows, retire task files, pack results; True if there was anything."""
         self._publish_own([])
-        self.live.poll()
+        self.live.poll(afresh=True)
         self.results.poll()
         ended = []
         for live in self.live:

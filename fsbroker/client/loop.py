@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from fsbroker.keys import Call, Function
 
 CHECK_EVERY = 2.0
+UNREADABLE = 30
+"""Checks in a row that cannot read an outcome after which its task counts as lost."""
 """Seconds between looks at what no news will ever tell of: agents that died, lost files."""
 PATIENCE = 30.0
 """Seconds of failing file calls after which the futures are told."""
@@ -631,20 +633,18 @@ class ClientLoop:
 
     def _look(self) -> bool:
         """Deliver news; now and then look after what has none. True if there was any."""
+        now = self._last_look = self.spool.files.monotonic()
+        if now - self._last_check > CHECK_EVERY:
+            self._last_check = now
+            self._check()
         found = False
         for ended in self._session.poll():
             found = True
             self._deliver(ended.file, ended.tickets)
-        now = self._last_look = self.spool.files.monotonic()
-        if self._open and now - self._last_check > CHECK_EVERY:
-            self._last_check = now
-            self._check()
         return found
 
     def _check(self) -> None:
         checked = self._session.check()
-        for ended in checked.ended:
-            self._deliver(ended.file, ended.tickets)
         self._deliver_found(checked.elsewhere)
         self._read_again()
         for future in checked.lost:
@@ -673,16 +673,16 @@ class ClientLoop:
         unread, self._unread = self._unread, {}
         for future, times in unread.items():
             sure = times > MISSED or future.stem is None
-            try:
+            found = None
+            with suppress(OSError, SpoolError):
                 found = self._session.outcome(future, future.stem or "", future.row, sure=sure)
-                if found is not None:
-                    self._deliver_found([(future, found)])
-                elif times > MISSED:
-                    self._lose(future, "The task's result was removed before it was read")
-                else:
-                    self._unread[future] = times + 1
-            except OSError:
-                self._unread[future] = times
+            if found is not None:
+                self._deliver_found([(future, found)])
+            if (found is None and future.is_pending()) or future in self._unread:
+                self._unread[future] = times + 1
+                if times > UNREADABLE:
+                    del self._unread[future]
+                    self._lose(future, "The task's result cannot be read, or was removed")
 
     def _lose(self, future: Future, what: str) -> None:
         where = f"{_key_of(future).hex()} in {self.spool.files.root}"
@@ -693,15 +693,24 @@ class ClientLoop:
         for future, where in found:
             files.setdefault(where.place.path, []).append((where.place.row, future))
         for path, tickets in files.items():
-            self._deliver(self._session.results.file(path), tickets)
+            try:
+                file = self._session.results.file(path)
+            except (OSError, SpoolError):
+                self._put_off(tickets)
+            else:
+                self._deliver(file, tickets)
+
+    def _put_off(self, tickets: Sequence[tuple[int, Future]]) -> None:
+        """What cannot be read now, or went into a pack, is looked for again in a while."""
+        self._unread |= dict.fromkeys((future for _, future in tickets), 0)
+        with suppress(OSError, SpoolError):
+            self._session.results.look_again()
 
     def _deliver(self, file: ResultFile, tickets: list[tuple[int, Future]]) -> None:
         try:
             resolved = self._reader.resolve(file, [index for index, _ in tickets])
         except OSError:
-            self._unread |= dict.fromkeys((future for _, future in tickets), 0)
-            with suppress(OSError, SpoolError):
-                self._session.results.look_again()
+            self._put_off(tickets)
             return
         pop = self._open.pop
         for (_, future), (value, error) in zip(tickets, resolved, strict=True):

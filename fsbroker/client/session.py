@@ -72,15 +72,13 @@ class Ended(NamedTuple, Generic[Ticket]):
 
 
 class Checked(NamedTuple, Generic[Ticket]):
-    """What a look at all bound rows found.
+    """What a look at all bound rows found; the next poll tells of those that ended in place.
 
     Attributes:
-        ended: as of `ClientSession.poll`.
         elsewhere: tickets whose row is not there, with an outcome of their key.
         lost: tickets whose row is gone from the spool, without any outcome.
     """
 
-    ended: list[Ended[Ticket]]
     elsewhere: list[tuple[Ticket, Found]]
     lost: list[Ticket]
 
@@ -125,7 +123,7 @@ class ClientSession(Generic[Ticket]):
 
         Tasks are looked at first, then fresh results, then packs (rule 14).
         """
-        self.live.poll()
+        self.live.poll(afresh=True)
         candidates = self._may_run(self.live.holding(keys, besides=self._own))
         # Deep: an agent that came and went between two polls is in no listing of presences.
         self.results.poll(deep=True)
@@ -289,27 +287,29 @@ class ClientSession(Generic[Ticket]):
 
     def check(self) -> Checked[Ticket]:
         """Look after rows that no new result file will ever tell of: now and then."""
-        self.live.poll()
+        self.live.poll(afresh=True)
         missing = {
             stem: self._missing.get(stem, 0) + 1
             for stem in self._bound
             if self.live.get(stem) is None
         }
-        ended = list(self.poll(deep=True))
+        self.results.poll(deep=True)
         elsewhere: list[tuple[Ticket, Found]] = []
         lost: list[Ticket] = []
         for stem, tickets in list(self._bound.items()):
             if not any(tickets.values() if isinstance(tickets, dict) else tickets):
                 del self._bound[stem]
-            elif stem not in missing:
-                self._follow_aliases(stem)
-            else:
+                continue
+            with suppress(OSError, SpoolError):  # another time; what was found is not lost
+                if stem not in missing:
+                    self._follow_aliases(stem)
+                    continue
                 found, gone = self._follow_key(stem, sure=self._is_gone(stem, missing[stem]))
                 elsewhere += found
                 lost += gone
         self._missing = missing
         self._own = {stem for stem in self._own if self.live.get(stem) is not None}
-        return Checked(ended, elsewhere, lost)
+        return Checked(elsewhere, lost)
 
     def _is_gone(self, stem: str, times: int) -> bool:
         """Whether a task file that listings miss is really not there.
@@ -337,11 +337,13 @@ class ClientSession(Generic[Ticket]):
 
         One listing that misses the file proves nothing; two do.
         """
+        rows = self._open_rows(stem)
+        found = {row: self.outcome(one, stem, row, sure=sure) for row, one in rows.items()}
         elsewhere, lost = [], []
-        for row, ticket in self._open_rows(stem).items():
-            found = self.outcome(ticket, stem, row, sure=sure)
-            if found is not None:
-                elsewhere.append((ticket, found))
+        for row, ticket in rows.items():
+            where = found[row]
+            if where is not None:
+                elsewhere.append((ticket, where))
             elif sure:
                 lost.append(ticket)
             else:

@@ -22,6 +22,7 @@ from functools import partial
 from typing import Protocol, TypeVar
 
 from fsbroker.errors import FileRefused, SpoolError, SpoolFull, SpoolUnwritable
+from fsbroker.spool.watch import file_system
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -128,6 +129,7 @@ class Files:
         self.lock_class = lock_class
         self._prefix = self.root + "/"
         self.uid = os.getuid()
+        self.ticks = file_system(self.root) == "nfs"  # "nfs4" tells of each change
 
     # -- clock and chance ----------------------------------------------------------------
 
@@ -221,6 +223,15 @@ class Files:
     def touch(self, path: str) -> None:
         """Make a file young, by the file server's clock (`age`)."""
         self._retry(os.utime, path)
+
+    def freshen(self, directory: str) -> None:
+        """See to it that the next listing shows all, where that takes a change by ourselves.
+
+        An NFS v3 client judges by the directory's time, and misses the second of two
+        changes in one tick of the server's clock until there is a third.
+        """
+        if self.ticks:
+            self.touch_directory(directory)
 
     def touch_directory(self, path: str) -> None:
         """Change a directory's time, so that NFS v3 clients look at it again."""

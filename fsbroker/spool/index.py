@@ -11,6 +11,7 @@ has left one place is found in the next one. The other way round both could be m
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -95,7 +96,7 @@ class Results:
         self._fresh: dict[bytes, int] = {}
         self._more: dict[bytes, list[int]] = {}
         self._packs: dict[str, _Pack] = {}
-        self._news: list[ResultFile] = []
+        self._news: deque[ResultFile] = deque()
         self._open: dict[str, ResultFile] = {}
         self._ended: dict[str, bytearray] = {}
         self._looked = False
@@ -103,10 +104,11 @@ class Results:
 
     # -- news ----------------------------------------------------------------------------
 
-    def news(self) -> list[ResultFile]:
-        """The result files and packs that polls have found since this was last asked."""
-        found, self._news = self._news, []
-        return found
+    def news(self) -> Iterator[ResultFile]:
+        """The result files and packs that polls have found: each until it was dealt with."""
+        while self._news:
+            yield self._news[0]
+            self._news.popleft()
 
     def poll(self, *, deep: bool = False) -> None:
         """Look for new results. Whoever asked for it, what it finds is `news` once."""
@@ -126,6 +128,7 @@ class Results:
             self._looked = True
 
     def _read_unlisted(self) -> None:
+        self._files.freshen(self._area.results)
         for agent in self._files.names(self._area.results):
             if is_agent(agent) and not self._streams.setdefault(agent, _StreamState()).closed:
                 self._read(agent, 0)
@@ -137,6 +140,8 @@ class Results:
             return False
         if published == state.next + 1 and self._read_next(agent, state):
             return False
+        if not published:
+            self._files.freshen(self._area.stream(agent))
         numbers = entries(self._files, self._area, agent)
         if numbers and numbers[-1] < published - 1:
             # Announced, yet not listed: two changes in one tick of an NFS v3 server.
@@ -237,6 +242,7 @@ class Results:
         return [Place(self._paths[number], index) for number, index in found]
 
     def _read_packs(self) -> None:
+        self._files.freshen(self._area.packs)
         names = self._files.names(self._area.packs)
         paths = {f"{self._area.packs}/{name}" for name in names if parse_pack(name) is not None}
         for path in self._packs.keys() - paths:

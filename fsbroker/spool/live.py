@@ -129,8 +129,14 @@ class LiveFiles:
         self._live: dict[str, LiveFile] = {}
         self.damaged: dict[str, Exception] = {}
 
-    def poll(self) -> list[LiveFile]:
-        """Look which are there; those that were not there before."""
+    def poll(self, *, afresh: bool = False) -> list[LiveFile]:
+        """Look which are there; those that were not there before.
+
+        Args:
+            afresh: something will be concluded from what is not there.
+        """
+        if afresh:
+            self._files.freshen(self._area.tasks)
         names = self._files.names(self._area.tasks)
         there = {name[:-3] for name in names if name.endswith(".h5")}
         for stem in self._live.keys() - there:

@@ -78,7 +78,7 @@ def run_claim(session: AgentSession, claim) -> list[Outcome]:
 def news(results, *, deep: bool = False) -> list[ResultFile]:
     """What a poll finds."""
     results.poll(deep=deep)
-    return results.news()
+    return list(results.news())
 
 
 def found_in(results) -> dict[bytes, tuple[int, bytes]]:

@@ -249,7 +249,7 @@ class Client:
         )
         self.open: dict[Ticket, tuple[str, int] | None] = {}
         self.status: dict[bytes, Status] = {}
-        self.unread: list[Ticket] = []
+        self.unread: list[tuple[Ticket, bool]] = []
         self.count = 0
         self.tried: dict[bytes, int] = {}
 
@@ -298,7 +298,7 @@ class Client:
             if found is not None and found.status == Status.DONE:
                 if wanted:
                     self.open[ticket] = None
-                    self.unread.append(ticket)
+                    self.unread.append((ticket, False))
             elif job.key in running:
                 if wanted:
                     self.session.bind(running[job.key], ticket)
@@ -366,17 +366,20 @@ class Client:
                 outcome = ended.file.outcome(index)
             except TROUBLE as error:
                 self.world.note(self.actor, f"trouble: {error!r}")
-                self.unread.append(ticket)
+                self.unread.append((ticket, True))
             else:
                 self._resolve(ticket, Status(outcome.status), outcome.value.data)
 
     def _read_again(self) -> None:
-        """What went into a pack under us: each row's own outcome, not the key's latest."""
-        for ticket in list(self.unread):
-            place, results = self.open[ticket], self.session.results
-            found = results.find_row(ticket.key, *place) if place else results.find(ticket.key)
+        """What was found, or went into a pack under us: then the row's own, not the latest."""
+        for entry in list(self.unread):
+            (ticket, own), results = entry, self.session.results
+            place = self.open[ticket]
+            found = (
+                results.find_row(ticket.key, *place) if own and place else results.find(ticket.key)
+            )
             if found is not None and self._read_found(ticket, found):
-                self.unread.remove(ticket)
+                self.unread.remove(entry)
 
     def _read_found(self, ticket: Ticket, found: Found) -> bool:
         try:
@@ -389,11 +392,7 @@ class Client:
 
     def _check(self) -> None:
         checked = self.session.check()
-        for ended in checked.ended:
-            self._read(ended)
-        for ticket, found in checked.elsewhere:
-            if not self._read_found(ticket, found):
-                self.unread.append(ticket)
+        self.unread += [(ticket, False) for ticket, _ in checked.elsewhere]
         if checked.lost and self.world.truth.collected:
             for ticket in checked.lost:
                 self.open.pop(ticket, None)

@@ -558,6 +558,10 @@ class ModelFiles:
         self._step("touch", path)
         self._lookup(path).mtime = self.clock.now
 
+    def freshen(self, directory: str) -> None:
+        if self.host.mount.ticks:
+            self.touch_directory(directory)
+
     def touch_directory(self, path: str) -> None:
         self._step("touch_directory", path)
         node = self._directory(path)
