@@ -623,7 +623,13 @@ class AgentSession:
         try:
             live.log.refresh()
             self._end_cancelled(live)
-            return self._has_ended(live) and live.log.append(Kind.RETIRE, self.agent, ())
+            if not self._has_ended(live):
+                return False
+            if live.log.fold.aliases and self._durable:
+                # Claims were made durable with their outcomes. A power loss must not keep
+                # `retire` and lose the alias that it rests on, either.
+                self._files.sync_directory(live.log.path)
+            return live.log.append(Kind.RETIRE, self.agent, ())
         except Retired:
             return True
         except FileNotFoundError:
