@@ -80,6 +80,7 @@ class AgentSession:
         self._contested: dict[str, float] = {}
         self._unpublished: list[Outcome] = []
         self._unsure: Sequence[Outcome | Bulk] = ()
+        self._settled: set[tuple[str, int]] = set()
         self._graves: list[tuple[float, str]] = []
         self._published: dict[str, set[int]] = {}
         self._claimed: dict[str, LiveFile] = {}
@@ -192,6 +193,7 @@ class AgentSession:
         self._claimed[live.stem] = live
         self.held.setdefault(live.stem, set()).update(rows_of(ranges))
         self._published.get(live.stem, set()).difference_update(rows_of(ranges))
+        self._settled.difference_update((live.stem, row) for row in rows_of(ranges))
         return Claim(live, ranges)
 
     def _choose(self, live: LiveFile, ready: Sequence[int], count: int) -> list[int]:
@@ -230,15 +232,17 @@ class AgentSession:
         if live.log.doubtful is not None:
             live.log.refresh()
             if live.log.fold.next > live.log.doubtful:
-                live.log.doubtful = None
                 self._reconcile(live)
+                live.log.doubtful = None
 
     def _reconcile(self, live: LiveFile) -> None:
         """Give back rows that the log says are mine though I was told that the claim failed."""
         known = self.held.get(live.stem, set()) | self._published.get(live.stem, set())
         unknown = [row for row in live.log.fold.owned_by(self.agent) if row not in known]
         if unknown:
+            live.log.doubtful = live.log.fold.next - 1  # should an error come between
             self.release(live, unknown, "")
+            live.log.doubtful = None
 
     def release(
         self, live: LiveFile, rows: Sequence[int], reason: str, *, charge: bool = False
@@ -269,6 +273,7 @@ class AgentSession:
         """
         if self._stream.settle(durable=self._durable):
             self._note_published(self._unsure)
+            self._settled.update(map(_first_row, self._unsure))
         outcomes = [one for one in outcomes if not self._was_published(one)]
         if not outcomes:
             return
@@ -295,8 +300,9 @@ class AgentSession:
             self._published.setdefault(stem, set()).add(row)
 
     def _was_published(self, outcome: Outcome | Bulk) -> bool:
-        stem, row = next(_rows([outcome]))
-        return row in self._published.get(stem, ())
+        stem, row = first = _first_row(outcome)
+        # Who was told of an error offers it again, when its file may long be retired.
+        return first in self._settled or row in self._published.get(stem, ())
 
     def write_logs(
         self, live: LiveFile, row: int, outputs: Iterable[tuple[int, bytes, bytes]]
@@ -376,7 +382,7 @@ class AgentSession:
         name = f"resolve-{live.stem}"
         lock = self._files.try_lock(self._area.lock(name))
         if lock is None and not self._patience_is_over(name):
-            return False  # somebody else says the same at this moment
+            return True  # somebody else says the same at this moment, or we do in a while
         try:
             return self._write_ready(live, waiting)
         finally:
@@ -673,6 +679,10 @@ class AgentSession:
             if request is not None and request[1] in self.held.get(request[0], ()):
                 found.append(request)
         return found
+
+
+def _first_row(outcome: Outcome | Bulk) -> tuple[str, int]:
+    return next(_rows([outcome]))
 
 
 def _rows(outcomes: Iterable[Outcome | Bulk]) -> Iterator[tuple[str, int]]:

@@ -434,6 +434,7 @@ class Log:
                 if unreadable.errno == errno.EINVAL:
                     return False
                 if unreadable.errno != errno.ENOENT:
+                    self.doubtful = number
                     raise error from None
             self._numbers()  # raises Retired if the whole log is gone
             return False

@@ -59,6 +59,7 @@ class Agent:
         self.finished: list[Outcome] = []
         self.claims: list[Claim] = []
         self.nap = 0.01
+        self.idle = False
         self.joined = False
 
     def run(self) -> None:
@@ -66,7 +67,9 @@ class Agent:
             self._retry(self.session.join)
             self.joined = True
             while not self._may_leave():
-                busy = self._round()
+                thorough = self.nap >= LONGEST_NAP
+                busy = self._round(thorough=thorough)
+                self.idle = thorough and not busy
                 self.nap = 0.01 if busy else min(2 * self.nap, LONGEST_NAP)
                 self.world.sleep(self.actor, self.nap)
             self._retry(self.session.leave)
@@ -85,28 +88,27 @@ class Agent:
                         self.session.beat()  # a zombie learns by this that it was sealed
 
     def _may_leave(self) -> bool:
-        if not self.world.closing or self.finished or self.nap < LONGEST_NAP:
+        if not self.world.closing or self.finished or not self.idle:
             return False
         try:
             return not self.session.others_hold_rows()
         except FileNotFoundError:
             return False
 
-    def _round(self) -> bool:
+    def _round(self, *, thorough: bool) -> bool:
         busy = False
         try:
             self.session.beat()
             busy |= self._publish()
-            for step in self._steps():
+            for step in self._steps(thorough=thorough):
                 busy |= bool(step())
         except TROUBLE as error:
             self.world.note(self.actor, f"trouble: {error!r}")
         return busy
 
-    def _steps(self) -> list:
+    def _steps(self, *, thorough: bool) -> list:
         """What is done in this round, in an order that the seed draws."""
         session, chance = self.session, self.chance
-        thorough = self.nap >= LONGEST_NAP
         steps = [self._work]
         if thorough or chance.random() < 0.5:
             steps.append(lambda: session.resolve(thorough=thorough or chance.random() < 0.2))
