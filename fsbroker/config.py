@@ -268,7 +268,7 @@ GUARDED = frozenset(
 
 # -- layers ------------------------------------------------------------------------------
 
-_Path = tuple[Any, ...]
+_Key = tuple[Any, ...]
 
 
 class _Source(NamedTuple):
@@ -296,7 +296,7 @@ class _Row(NamedTuple):
     directory: str | None = None
 
 
-_Layer = dict[_Path, _Row]
+_Layer = dict[_Key, _Row]
 
 
 def load(**explicit: Any) -> Config:
@@ -429,7 +429,7 @@ def _rows(values: Mapping[Any, Any], source: _Source) -> _Layer:
     return found
 
 
-def _entries(path: _Path, value: Any, line: int) -> Iterator[tuple[_Path, Any, int]]:
+def _entries(path: _Key, value: Any, line: int) -> Iterator[tuple[_Key, Any, int]]:
     """The values in a mapping of settings, with their paths and lines."""
     if len(path) > (_MAPPINGS.get(path[0], 0) if path else 0):
         yield path, value, line
@@ -441,7 +441,7 @@ def _entries(path: _Path, value: Any, line: int) -> Iterator[tuple[_Path, Any, i
         yield path, value, line
 
 
-def _check(path: _Path, value: Any, origin: str) -> None:
+def _check(path: _Key, value: Any, origin: str) -> None:
     key, *rest = path
     if len(rest) < _MAPPINGS.get(key, 0):
         raise _wrong(path, "a mapping", value, origin)
@@ -469,17 +469,17 @@ def _check_resource(name: Any, value: Any, origin: str) -> None:
         raise ConfigError(f"resource_dict: {error.what}", where, error.cure) from None
 
 
-def _fit(path: _Path, kind: _Kind, value: Any, origin: str) -> None:
+def _fit(path: _Key, kind: _Kind, value: Any, origin: str) -> None:
     if not kind.fits(value):
         raise _wrong(path, kind.wanted, value, origin)
 
 
-def _wrong(path: _Path, wanted: str, value: Any, origin: str) -> ConfigError:
+def _wrong(path: _Key, wanted: str, value: Any, origin: str) -> ConfigError:
     # Shortened: what should be a number may be a whole template.
     return ConfigError(f"{_dotted(path)} must be {wanted}, not {reprlib.repr(value)}", origin)
 
 
-def _known(path: _Path, key: Any, valid: tuple[str, ...], origin: str) -> None:
+def _known(path: _Key, key: Any, valid: tuple[str, ...], origin: str) -> None:
     if key not in valid:
         near = difflib.get_close_matches(str(key).lower(), valid, 1)
         hint = f"Did you mean {near[0]!r}? " if near else ""
@@ -487,7 +487,7 @@ def _known(path: _Path, key: Any, valid: tuple[str, ...], origin: str) -> None:
         raise ConfigError(f"Unknown setting {_dotted(path)!r}", origin, cure)
 
 
-def _dotted(path: _Path) -> str:
+def _dotted(path: _Key) -> str:
     return ".".join(map(str, path))
 
 
@@ -510,7 +510,7 @@ def _config(found: _Layer) -> Config:
     return _consistent(Config(**values, settings=tuple(settings)))
 
 
-def _held(path: _Path, row: _Row) -> Any:
+def _held(path: _Key, row: _Row) -> Any:
     if row.value is None or path[0] == "resource_dict":
         return row.value
     kind = _COMMAND if path[0] == "mpi" else _KINDS[path[-1]]

@@ -60,7 +60,7 @@ def test_built_in(places):
     found = load()
     assert (found.spool, found.backend, found.agents, found.idle_timeout) == (None, "local", 1, 120)
     assert (found.resource_dict, found.mpi, found.partitions) == ({}, {}, {})
-    assert set(found.origins) == set(config.KEYS)
+    assert tuple(found.origins) == config.KEYS
     assert set(found.origins.values()) == {"built-in"}
 
 
@@ -192,6 +192,7 @@ def test_a_variable_that_is_not_set_matters_only_where_its_path_is_used(places):
         ("submit_from_jobs", "no", False),
         ("setup", "[module load x, '']", ("module load x", "")),
         ("tag", "", ""),
+        ("tag", "null", "null"),
     ],
 )
 def test_variables(places, monkeypatch, key, text, value):
@@ -271,6 +272,7 @@ def test_wrong_settings_are_refused_with_file_line_and_key(places, text):
     ("text", "told"),
     [
         ("agens: 1", ["Did you mean 'agents'?", *config.KEYS]),
+        ("AGENTS: 1", ["Did you mean 'agents'?"]),
         ("max-jobs: 1", ["Did you mean 'max_jobs'?"]),
         ("partitions: {gpu: {jobtime: 1}}", ["partitions.gpu.jobtime", *config.PARTITION_KEYS]),
         ("backend: sge", [*config.BACKENDS, "'sge'"]),
@@ -318,7 +320,7 @@ def test_wrong_arguments(places):
         ("? [a, b]\n: 1", ":1"),
         ("- agents", "'key: value'"),
         ("agents", "'key: value'"),
-        ("agents: !!python/object/apply:os.getcwd []", ":1"),
+        ("agents: !!python/object/apply:os.getcwd []", "a constructor for the tag"),
         ("setup: &a [x]\ntrust: *a", ":2"),
         ("setup: " + "[" * 10_000, "not YAML"),
         ("tag: \xff", "not YAML"),
