@@ -72,6 +72,10 @@ class ResourceError(FsbrokerError, ValueError):
     """A resource request cannot be met."""
 
 
+class ConfigError(ResourceError):
+    """A setting is unknown, wrong, or not taken from where it stands."""
+
+
 class KeyConflict(FsbrokerError):
     """Another call was stored under the same cache_key."""
 

@@ -1,6 +1,6 @@
 """The command line: one module per command; only the one that was called is imported.
 
-Every command takes its spool from ``--spool`` or the variable FSBROKER_SPOOL.
+Every command but ``config`` takes its spool from ``--spool`` or the variable FSBROKER_SPOOL.
 
     exit code   meaning
     0           done
@@ -34,10 +34,12 @@ COMMANDS = {
     "cancel": "have tasks not run, or end them",
     "retry": "try failed and cancelled tasks anew",
     "gc": "remove what nobody needs any more",
+    "config": "the settings in force, and where each comes from",
 }
 _HANDED_OVER = {
     "demo": "fsbroker.cli.demo",
     "agent": "fsbroker.agent.__main__",
+    "config": "fsbroker.cli.config",
 }
 """Commands that read their own arguments: ``main(arguments) -> exit code``."""
 
@@ -131,8 +133,8 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "fsbroker COMMAND --help says more. Every command takes its spool from --spool or",
-            "the variable FSBROKER_SPOOL.",
+            "fsbroker COMMAND --help says more. Every command but config takes its spool from",
+            "--spool or the variable FSBROKER_SPOOL.",
             "",
             _exit_codes(),
         ]
