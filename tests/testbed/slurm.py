@@ -248,7 +248,8 @@ class Cluster:
         self.wait_for(self._at_rest)
 
     def _configure(self) -> None:
-        for name in ("munge", "state", "gpus", *(f"spool-{node}" for node in self.nodes)):
+        of_nodes = [f"{kind}-{node}" for kind in ("spool", "tmp") for node in self.nodes]
+        for name in ("munge", "state", "gpus", *of_nodes):
             (self.directory / name).mkdir()
         (self.directory / "munge" / "key").touch(mode=0o600)
         (self.directory / "munge" / "key").write_bytes(os.urandom(128))
