@@ -296,7 +296,6 @@ class Cluster:
                 stderr=log,
                 text=True,
                 env=self.environment(),
-                start_new_session=True,  # Ctrl-C is for the tests
             )
         assert process.stdout
         with process.stdout as stdout:

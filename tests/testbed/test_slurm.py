@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,8 @@ from tests.testbed import slurm as testbed
 from tests.testbed.slurm import Cluster
 
 pytestmark = pytest.mark.slurm
+
+ROOT = Path(__file__).parents[2]
 
 # Rank 0 prints where all ranks are.
 RANK = """
@@ -45,6 +49,21 @@ def written(path):
 
 def test_a_step_spans_all_nodes(slurm):
     assert sorted(slurm.run(["srun", "--nodes=3", "hostname"]).stdout.split()) == slurm.nodes
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "readlink /proc/self/ns/pid",
+        "readlink /proc/self/ns/ipc",
+        "cat /proc/sys/kernel/random/boot_id",
+        "stat --format=%d /dev/shm",
+    ],
+)
+def test_nodes_are_different_machines(slurm, command):
+    said = slurm.run(["srun", "--nodes=3", *command.split()]).stdout.split()
+    here = subprocess.run(command.split(), capture_output=True, text=True, check=True).stdout
+    assert len({*said, here.strip()}) == 4
 
 
 def test_a_batch_job_writes_where_it_was_told(slurm, tmp_path):
@@ -90,8 +109,18 @@ def test_a_cluster_beside_it_with_other_settings(slurm, tmp_path):
         other.run(["scancel", job])
         other.wait_for(lambda: "sleep" not in processes_of(other.directory))
         assert slurm.node_states() == dict.fromkeys(slurm.nodes, "idle")
+        os.kill(other._machines["n1"].first, signal.SIGKILL)  # it stops all the same
     assert processes_of(other.directory) == []
     assert not other.directory.exists()
+
+
+def test_ports_that_somebody_uses_are_left_alone():
+    claim, taken = testbed._claim_ports()
+    with claim, socket.create_server(("127.0.0.1", taken)):
+        claim.close()
+        claim, port = testbed._claim_ports()
+        claim.close()
+        assert port != taken
 
 
 def test_no_port_is_open_to_others(slurm):
@@ -207,7 +236,9 @@ def test_it_ends_with_the_process_that_started_it(slurm, tmp_path):
         print(cluster.directory, flush=True)
         time.sleep(1000)
     """
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as owner:
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE
+    ) as owner:
         directory = Path(os.fsdecode(owner.stdout.readline().strip()))
         running = processes_of(directory)
         owner.kill()
@@ -226,7 +257,7 @@ def test_a_cluster_that_does_not_come_up_says_why_and_goes(slurm):
 
 def test_a_command_can_be_run_with_a_cluster():
     program = [sys.executable, "-m", "tests.testbed.slurm", "--nodes=1", "srun", "hostname"]
-    done = subprocess.run(program, cwd=Path(__file__).parents[2], capture_output=True, check=True)
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, check=True)
     assert done.stdout == b"n1\n"
 
 
@@ -235,5 +266,11 @@ def test_where_it_cannot_run_it_says_why(monkeypatch):
     with monkeypatch.context() as here:
         here.setattr(os, "geteuid", lambda: 1000)
         assert testbed.missing() == "only root can make the namespaces of pretend nodes"
+    program = "from tests.testbed.slurm import missing; print(missing())"
+    unable = ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]
+    done = subprocess.run(
+        [*unable, sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=True
+    )
+    assert done.stdout == b"unshare: unshare failed: Operation not permitted\n"
     monkeypatch.setattr(testbed, "PROGRAMS", ["no-such-program"])
     assert testbed.missing() == "the program no-such-program is not installed"
