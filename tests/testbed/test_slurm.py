@@ -107,7 +107,7 @@ def test_a_cluster_beside_it_with_other_settings(slurm, tmp_path):
         job = other.sbatch(f"--output={out}", STUBBORN)
         other.wait_for(lambda: written(out))
         other.run(["scancel", job])
-        other.wait_for(lambda: "sleep" not in processes_of(other.directory))
+        other.wait_for(lambda: "sh" not in processes_of(other.directory))
         assert slurm.node_states() == dict.fromkeys(slurm.nodes, "idle")
         os.kill(other._machines["n1"].first, signal.SIGKILL)  # it stops all the same
     assert processes_of(other.directory) == []
