@@ -443,7 +443,7 @@ class ModelFiles:
             found = self._torn_listing(before, node.entries)
         if self.chance.random() < 0.5:
             found.reverse()
-        if host.mount.ticks:
+        if host.mount.ticks and node.changed == changed:
             host.listings[directory] = list(found)
         return [name for name in found if name[0] != "."]
 
