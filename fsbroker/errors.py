@@ -92,6 +92,10 @@ class MissingProgram(FsbrokerError):
     """A program is not on PATH."""
 
 
+class SchedulerError(FsbrokerError):
+    """A command of the site's scheduler failed, or gave no answer in time."""
+
+
 # -- how a task can end ------------------------------------------------------------------
 
 

@@ -11,8 +11,10 @@ nobody can run would wait for ever.
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -27,6 +29,7 @@ class Shape(NamedTuple):
     Attributes:
         cores: MPI ranks. threads: per rank. gpus: per rank. memory: MB, 0 if not stated.
         nodes: 0 if not stated. exclusive: 1 if nothing else may run beside it.
+        queue: digest of what the task asks of the site (`Resources.site`); "" if nothing.
     """
 
     cores: int = 1
@@ -35,19 +38,24 @@ class Shape(NamedTuple):
     memory: int = 0
     nodes: int = 0
     exclusive: int = 0
+    queue: str = ""
 
     def __str__(self) -> str:
         ranks = f"c{self.cores}t{self.threads}g{self.gpus}"
-        return f"{ranks}m{self.memory}n{self.nodes}x{self.exclusive}"
+        rest = f"m{self.memory}n{self.nodes}x{self.exclusive}"
+        return f"{ranks}{rest}q{self.queue}" if self.queue else ranks + rest
 
 
-_SHAPE = re.compile(r"c(\d+)t(\d+)g(\d+)m(\d+)n(\d+)x(\d+)")
+_SHAPE = re.compile(r"c(\d+)t(\d+)g(\d+)m(\d+)n(\d+)x(\d+)(?:q([0-9a-f]{8}))?")
 
 
 def parse_shape(text: str) -> Shape | None:
     """The shape in the name of a task file; None for anything else."""
     match = _SHAPE.fullmatch(text)
-    return Shape(*map(int, match.groups())) if match else None
+    if match is None:
+        return None
+    cores, threads, gpus, memory, nodes, exclusive = map(int, match.groups()[:6])
+    return Shape(cores, threads, gpus, memory, nodes, exclusive, match[7] or "")
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,11 @@ class Resources:
         cache: "reuse" a stored value, "refresh" it, or "off": a key of its own each time.
         cache_key: name to store the value under, in place of the key made from the call.
         error_log_file: file that failures are appended to.
+        partition: of the cluster (Flux: queue) that the task must run in. account, qos,
+            constraint: of its queue job.
+        slurm_cmd_args: more arguments for the scheduler's submit command.
+        submission_template: the job script, as a Jinja template.
+        site: other keys, which the site's own job template knows, with their values.
     """
 
     cores: int = 1
@@ -84,6 +97,19 @@ class Resources:
     cache: str = "reuse"
     cache_key: str | None = None
     error_log_file: str | None = None
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    slurm_cmd_args: tuple[str, ...] = ()
+    submission_template: str | None = None
+    site: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def queue(self) -> dict[str, Any]:
+        """What the task asks of the site: its queue job must be submitted with it."""
+        named = {name: getattr(self, name) for name in QUEUE_KEYS}
+        return {name: value for name, value in named.items() if value} | dict(self.site)
 
     @property
     def shape(self) -> Shape:
@@ -95,14 +121,36 @@ class Resources:
             round((self.memory_max or 0) * 1024),
             self.num_nodes or 0,
             int(self.exclusive),
+            queue_digest(self.queue),
         )
 
 
-VALID_KEYS = tuple(field.name for field in fields(Resources))
+QUEUE_KEYS = (
+    "partition",
+    "account",
+    "qos",
+    "constraint",
+    "slurm_cmd_args",
+    "submission_template",
+)
+VALID_KEYS = tuple(field.name for field in fields(Resources) if field.name != "site")
 
 
-def merged(base: Resources, wishes: Mapping[str, Any] | None) -> Resources:
+def queue_digest(queue: Mapping[str, Any]) -> str:
+    """8 hex digits for what tasks ask of the site; "" for nothing."""
+    if not queue:
+        return ""
+    text = json.dumps(queue, sort_keys=True).encode()
+    return hashlib.blake2b(text, digest_size=4).hexdigest()
+
+
+def merged(
+    base: Resources, wishes: Mapping[str, Any] | None, site_keys: Collection[str] = ()
+) -> Resources:
     """``base`` with the keys of a resource dictionary in place of its own.
+
+    Args:
+        site_keys: more keys, which the site's job template knows.
 
     Raises:
         ResourceError: an unknown key, or a value of the wrong type or out of range.
@@ -113,11 +161,19 @@ def merged(base: Resources, wishes: Mapping[str, Any] | None) -> Resources:
         raise ResourceError(
             "resource_dict is not a dictionary", type(wishes).__name__, 'For example {"cores": 2}'
         )
-    for key, value in wishes.items():
-        if key not in _RULES:
-            raise _unknown(key)
-        _check(key, value)
-    found = replace(base, **wishes)
+    known: dict[str, Any] = {}
+    site = dict(base.site)
+    for given, value in wishes.items():
+        key = "partition" if given == "queue" else given
+        if key in _RULES:
+            _check(key, value, _RULES[key])
+            known[key] = tuple(value) if isinstance(value, list) else value
+        elif key in site_keys:
+            _check(key, value, _SITE_VALUE)
+            site[key] = value
+        else:
+            raise _unknown(key, site_keys)
+    found = replace(base, **known, site=tuple(sorted(site.items())))
     if found.cache == "off" and found.cache_key is not None:
         raise ResourceError(
             'cache_key with "cache": "off"',
@@ -127,10 +183,11 @@ def merged(base: Resources, wishes: Mapping[str, Any] | None) -> Resources:
     return found
 
 
-def _unknown(key: object) -> ResourceError:
-    near = difflib.get_close_matches(str(key), VALID_KEYS, 1)
+def _unknown(key: object, site_keys: Collection[str]) -> ResourceError:
+    valid = (*VALID_KEYS, *sorted(site_keys))
+    near = difflib.get_close_matches(str(key), valid, 1)
     hint = f"Did you mean {near[0]!r}? " if near else ""
-    return ResourceError("Unknown resource", repr(key), f"{hint}Valid: {', '.join(VALID_KEYS)}")
+    return ResourceError("Unknown resource", repr(key), f"{hint}Valid: {', '.join(valid)}")
 
 
 class _Rule(NamedTuple):
@@ -155,8 +212,23 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value) and "\0" not in value
 
 
+def _is_line(value: Any) -> bool:
+    return isinstance(value, str) and bool(value) and value.isprintable()
+
+
+def _are_lines(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(map(_is_line, value))
+
+
+def _is_site_value(value: Any) -> bool:
+    return type(value) in (bool, int, float) or _is_line(value)
+
+
 _NUMBER = _Rule(_is_positive, "a number above 0", optional=True)
 _TEXT = _Rule(_is_text, "a string", optional=True)
+# It becomes a line of a job script: a line break would begin another one.
+_LINE = _Rule(_is_line, "one line of text", optional=True)
+_SITE_VALUE = _Rule(_is_site_value, "a number, True, False or one line of text")
 
 _RULES = {
     "cores": _integer(1, 4096),
@@ -170,6 +242,12 @@ _RULES = {
     "cwd": _TEXT,
     "cache_key": _TEXT,
     "error_log_file": _TEXT,
+    "partition": _LINE,
+    "account": _LINE,
+    "qos": _LINE,
+    "constraint": _LINE,
+    "slurm_cmd_args": _Rule(_are_lines, "a list of lines of text"),
+    "submission_template": _TEXT,
     "exclusive": _Rule(lambda value: type(value) is bool, "True or False"),
     "cache": _Rule(
         lambda value: type(value) is str and value in CACHE_MODES,
@@ -178,8 +256,7 @@ _RULES = {
 }
 
 
-def _check(key: str, value: Any) -> None:
-    rule = _RULES[key]
+def _check(key: str, value: Any, rule: _Rule) -> None:
     if not (value is None and rule.optional) and not rule.holds(value):
         raise ResourceError(f"Resource {key!r} must be {rule.wanted}", f"got {value!r}")
 
@@ -194,6 +271,7 @@ class Capacity(NamedTuple):
         cores: for ranks times threads.
         cores_from: what the number comes from, as an error names it.
         gpus: devices. memory: MB; 0 if not known. nodes: to spread ranks over.
+        has_queue: there is a scheduler that can be asked for a partition and the like.
     """
 
     cores: int
@@ -201,6 +279,7 @@ class Capacity(NamedTuple):
     gpus: int
     memory: int
     nodes: int = 1
+    has_queue: bool = False
 
     def require(self, wanted: Resources) -> None:
         """Refuse what can never be granted.
@@ -219,6 +298,10 @@ class Capacity(NamedTuple):
         if self.memory and shape.memory > self.memory:
             asked = f"memory_max={wanted.memory_max} GB; the limit is this host's memory"
             raise _too_much("MB of memory", shape.memory, self.memory, asked)
+        if shape.queue and not self.has_queue:
+            keys = ", ".join(wanted.queue)
+            cure = 'Leave them out, or use backend="slurm" or "flux"'
+            raise ResourceError("Local agents are in no queue", f"resource {keys}", cure)
         if shape.nodes > self.nodes:
             asked = f"num_nodes={shape.nodes}; the limit is this machine"
             raise _too_much("nodes", shape.nodes, self.nodes, asked)

@@ -7,6 +7,7 @@ fn, arguments -> keys.identify, Function.call -> key, payload -> Submitted -> ou
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import platform
 import secrets
@@ -134,6 +135,8 @@ class Submitter:
             "path": own_path(),
             "error_log_file": resources.error_log_file or "",
         }
+        if resources.queue:
+            meta["queue"] = json.dumps(resources.queue)
         limits = Limits(resources.cores, resources.run_time_max or 0.0, resources.retries)
         shape = str(resources.shape)
         return Lane(resources.priority, shape, environment(), limits, tuple(meta.items()))

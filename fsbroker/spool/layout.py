@@ -12,7 +12,10 @@
         archive/<stem>.h5              finished task files
         archive/<tier>.<token>.h5      many of them in one
         blobs/<name>.h5                arrays of 1 MB and more
+        jobs/<n>                       the log of queue jobs
+        jobs/<digest>.settings         what they are submitted with
         logs/<key>/<agent>.<generation>/<rank>.out, .err   what each rank wrote
+        logs/jobs/<n>/                 script and output of a queue job
         cancel/<stem>.<row>            requests to end a row; hints that a log has news
         quarantine/ tmp/
 
@@ -194,6 +197,7 @@ class Area:
         self.packs = f"{path}/packs"
         self.archive = f"{path}/archive"
         self.blobs = f"{path}/blobs"
+        self.jobs = f"{path}/jobs"
         self.logs = f"{path}/logs"
         self.agent_logs = f"{path}/logs/agents"
         self.cancel = f"{path}/cancel"
@@ -232,6 +236,16 @@ class Area:
 
     def blob(self, name: str) -> str:
         return f"{self.blobs}/{name}"
+
+    def job_record(self, number: int) -> str:
+        return f"{self.jobs}/{number:08d}"
+
+    def job_settings(self, digest: str) -> str:
+        return f"{self.jobs}/{digest}.settings"
+
+    def job_directory(self, number: int) -> str:
+        """Where the script and the output of a queue job lie."""
+        return f"{self.logs}/jobs/{number:08d}"
 
     def cancel_request(self, stem: str, row: int) -> str:
         return f"{self.cancel}/{stem}.{row}"

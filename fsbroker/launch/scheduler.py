@@ -1,0 +1,171 @@
+"""What fsbroker wants of a scheduler: three verbs, and why a job ended.
+
+    Request --submit--> id      active(ids) -> states      cancel(ids)      ending(id)
+
+`slurm.py` and `flux.py` speak to the site's schedulers, `local.py` to this machine. All of
+their commands run here, with a limit of time, and with what they wrote kept for the error.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from fsbroker.errors import MissingProgram, SchedulerError
+
+PATIENCE = 30.0
+"""Seconds for one command: a controller that is down lets its clients wait for ten."""
+SHOWN = 600
+"""Characters of what a command wrote that an error shows."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A queue job to be submitted.
+
+    Attributes:
+        name: at most 15 characters: more are cut off by squeue.
+        comment: what runs there, with the token of the job (`spool.jobs`).
+        directory: where script and output lie; it exists, and the nodes see it.
+        command: the agent, as an argument list.
+        ranks, threads: of its cores: so many tasks of so many CPUs.
+        nodes: 0 if the scheduler may choose. memory: MB of all, 0 if not stated.
+        gpus: of all. exclusive: nobody else on its nodes.
+        seconds: time limit; 0 for the site's.
+        after: jobs that must have ended before it starts.
+        setup: shell lines before the agent.
+        queue: keys for the site: partition, account, ..., and those of its own template.
+        arguments: more arguments of the submit command.
+        variables: of the environment, beyond the client's.
+    """
+
+    name: str
+    comment: str
+    directory: str
+    command: tuple[str, ...]
+    ranks: int = 1
+    threads: int = 1
+    nodes: int = 0
+    memory: int = 0
+    gpus: int = 0
+    exclusive: bool = False
+    seconds: float = 0.0
+    after: tuple[str, ...] = ()
+    setup: tuple[str, ...] = ()
+    queue: Mapping[str, Any] = field(default_factory=dict)
+    arguments: tuple[str, ...] = ()
+
+    @property
+    def shell(self) -> str:
+        """The last line of the job script: the agent takes the shell's place, for its signals."""
+        return "exec " + shlex.join(self.command)
+
+
+class Status(NamedTuple):
+    """A job that the scheduler knows.
+
+    Attributes:
+        state: "pending", "running" or "over".
+        word: the scheduler's own name for it.
+        reason: why it waits, or how it ended; "" if nothing is said.
+        comment: as it was submitted with.
+    """
+
+    state: str
+    word: str
+    reason: str = ""
+    comment: str = ""
+
+
+class Ending(NamedTuple):
+    """How a job ended, and who says so."""
+
+    word: str
+    reason: str
+    source: str
+
+
+class Scheduler(Protocol):
+    """The scheduler of a site."""
+
+    name: str
+
+    def script(self, request: Request) -> str:
+        """The job script that `submit` would submit.
+
+        Raises:
+            ResourceError: the site's template cannot be filled in, or a limit is broken.
+        """
+
+    def submit(self, request: Request) -> str:
+        """Submit a job; its id.
+
+        Raises:
+            ResourceError: it was refused for what it asks for.
+            SchedulerError: it may have been submitted or not.
+            MissingProgram: there is no such scheduler here.
+        """
+
+    def active(self, ids: Collection[str] | None = None) -> dict[str, Status]:
+        """The jobs of this user that the scheduler tells of, in one query.
+
+        Args:
+            ids: those that are asked for: what is missing then is not known any more. All
+                when left out.
+
+        Raises:
+            SchedulerError: nothing is known.
+        """
+
+    def cancel(self, ids: Collection[str]) -> None:
+        """End jobs; those that are over already are no error.
+
+        Raises:
+            SchedulerError: it is not known whether they will end.
+        """
+
+    def ending(self, job: str) -> Ending | None:
+        """How a job ended; None if the scheduler does not know it any more."""
+
+
+def run(argv: Sequence[str], *, patience: float = PATIENCE, directory: str | None = None) -> str:
+    """What a command of the scheduler prints.
+
+    Raises:
+        MissingProgram: it is not installed.
+        SchedulerError: it failed, or gave no answer in time.
+    """
+    try:
+        done = subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=patience,
+            check=False,
+            cwd=directory,
+            env=_own_variables(),
+        )
+    except FileNotFoundError as error:
+        raise MissingProgram(
+            "A command of the scheduler is not installed here",
+            argv[0],
+            "Submit from a login node, or load the site's module for it.",
+        ) from error
+    except subprocess.TimeoutExpired as error:
+        raise SchedulerError(f"No answer within {patience:g} s", argv[0]) from error
+    except OSError as error:
+        raise SchedulerError(f"It cannot be run ({error.strerror})", argv[0]) from error
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip()).decode(errors="replace")
+        what = f"It ended with {done.returncode} and said: {said[-SHOWN:] or 'nothing'}"
+        raise SchedulerError(what, shlex.join(argv[:2]))
+    return done.stdout.decode(errors="replace")
+
+
+def _own_variables() -> dict[str, str]:
+    """Without the defaults that a user has for his own jobs' sbatch: the script says it all."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}

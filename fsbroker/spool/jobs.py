@@ -1,0 +1,241 @@
+"""The queue jobs of an area: one log, that clients and agents write.
+
+    jobs/<n>                a record: a symbolic link with JSON as its target
+    jobs/<digest>.settings  what jobs are submitted with, for who submits the next
+
+Before a job is submitted, an `intent` says so, with a random token that the job carries.
+As in the logs of task files (`log.py`), record n is appended only by one who has folded all
+before it: of two who see that one job is missing, one appends the intent, and the other
+then reads it. What became of an intent whose writer died, the scheduler tells: whether
+it has a job with the token.
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import hashlib
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fsbroker.errors import SpoolError
+from fsbroker.spool.files import Files
+from fsbroker.spool.layout import Area, parse_record
+
+LONGEST = 900
+"""Bytes of a record, as in the logs of task files."""
+
+
+class Kind(enum.Enum):
+    """What a record says."""
+
+    INTENT = "intent"
+    """``by`` is going to submit a job."""
+    JOB = "job"
+    """It was submitted: ``id``."""
+    END = "end"
+    """It is over: ``state``, ``reason``, ``source``, and whether it was a ``failure``."""
+    PAUSE = "pause"
+    """No more jobs: ``reason``."""
+    RESUME = "resume"
+    """Jobs again."""
+    NO_SUBMIT = "no-submit"
+    """Compute nodes of this site cannot submit: ``reason``."""
+
+
+@dataclass(frozen=True)
+class QueueJob:
+    """One job, as far as the log tells.
+
+    Attributes:
+        number: of its intent.
+        token: random; the job carries it in its comment.
+        scheduler: "slurm" or "flux".
+        queue: what the tasks that it runs ask of the site (`Shape.queue`).
+        cores: of all its nodes. seconds: time limit, 0 if the site's.
+        row: the only one that it runs, "<stem>.<row>"; "" for one that drains the spool.
+        born: when the intent was written, by its writer's clock.
+        id: the scheduler's; "" before it was submitted.
+        state, reason, source: how it ended, and who said so; "" before.
+        failure: it ended before it did any work, or was never submitted.
+    """
+
+    number: int
+    token: str
+    scheduler: str
+    queue: str = ""
+    cores: int = 1
+    seconds: float = 0.0
+    row: str = ""
+    settings: str = ""
+    born: float = 0.0
+    id: str = ""
+    state: str = ""
+    reason: str = ""
+    source: str = ""
+    failure: bool = False
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self.state)
+
+
+class JobLog:
+    """The queue jobs of an area, as far as this process has read.
+
+    Attributes:
+        jobs: by number, also those that have ended.
+        paused: why no more jobs are submitted; "" if they are.
+        no_submit: why agents cannot submit here; "" if it is not known that they cannot.
+        failures: jobs in a row that were failures.
+    """
+
+    def __init__(self, files: Files, area: Area) -> None:
+        self._files = files
+        self._area = area
+        self._next = 0
+        self.jobs: dict[int, QueueJob] = {}
+        self.paused = ""
+        self.no_submit = ""
+        self.failures = 0
+
+    def refresh(self) -> None:
+        """Read what was appended since."""
+        self._files.freshen(self._area.jobs)
+        found = (parse_record(name) for name in self._files.names(self._area.jobs))
+        for number in sorted(n for n in found if n is not None and n >= self._next):
+            if number > self._next and self._next:
+                break  # made while the directory was read: the next listing has the hole
+            self._apply(number, self._read(number))
+
+    def _read(self, number: int) -> Mapping[str, Any]:
+        try:
+            text = self._files.readlink(self._area.job_record(number))
+            record = json.loads(text)
+        except (OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
+            return {}  # not one of ours: it has no effect
+        return record if isinstance(record, dict) else {}
+
+    def open(self) -> list[QueueJob]:
+        """Those that have not ended."""
+        return [job for job in self.jobs.values() if not job.is_over]
+
+    # -- writing -------------------------------------------------------------------------
+
+    def intend(self, job: QueueJob) -> QueueJob | None:
+        """Say that a job will be submitted; None if somebody else wrote in this moment."""
+        content = {
+            name: value
+            for name, value in vars(job).items()
+            if value and name not in ("number", "id", "state", "reason", "source", "failure")
+        }
+        return self.jobs[self._next - 1] if self._append(Kind.INTENT, content) else None
+
+    def submitted(self, job: QueueJob, job_id: str) -> None:
+        self._say(Kind.JOB, of=job.number, id=job_id)
+
+    def ended(self, job: QueueJob, state: str, reason: str, source: str, *, failure: bool) -> None:
+        """Say how a job ended; once is enough, whoever finds it."""
+        while not self.jobs[job.number].is_over:
+            told = {"of": job.number, "state": state, "reason": reason, "source": source}
+            if self._append(Kind.END, {**told, **({"failure": 1} if failure else {})}):
+                return
+
+    def pause(self, reason: str) -> None:
+        while not self.paused:
+            if self._append(Kind.PAUSE, {"reason": reason}):
+                return
+
+    def resume(self) -> None:
+        self._say(Kind.RESUME)
+
+    def cannot_submit(self, reason: str) -> None:
+        """Nobody can submit from this site's compute nodes: the next client will."""
+        while not self.no_submit:
+            if self._append(Kind.NO_SUBMIT, {"reason": reason}):
+                return
+
+    def _say(self, kind: Kind, **content: Any) -> None:
+        while not self._append(kind, content):
+            pass
+
+    def _append(self, kind: Kind, content: Mapping[str, Any]) -> bool:
+        """Append a record behind what was read; False if another was faster, and is read now."""
+        token = self._files.token()
+        text = json.dumps({"kind": kind.value, "by": token, **content}, separators=(",", ":"))
+        while len(text.encode()) > LONGEST:
+            content = {**content, "reason": str(content["reason"])[:-50]}
+            text = json.dumps({"kind": kind.value, "by": token, **content}, separators=(",", ":"))
+        path = self._area.job_record(self._next)
+        try:
+            self._files.symlink(text, path)
+        except OSError as error:
+            # The reply may lie both ways: only the content tells whose record it is.
+            try:
+                mine = self._files.readlink(path) == text
+            except OSError:
+                raise error from None
+            if not mine:
+                self.refresh()
+                return False
+        self._files.sync_directory(self._area.jobs)
+        self._apply(self._next, json.loads(text))
+        return True
+
+    # -- the fold ------------------------------------------------------------------------
+
+    def _apply(self, number: int, record: Mapping[str, Any]) -> None:
+        self._next = number + 1
+        known = {field: record[field] for field in QueueJob.__dataclass_fields__ if field in record}
+        kind, of = record.get("kind"), record.get("of")
+        with suppress(TypeError):
+            if kind == Kind.INTENT.value:
+                self.jobs[number] = QueueJob(number, **known)
+            elif kind == Kind.JOB.value and of in self.jobs:
+                self.jobs[of] = replace(self.jobs[of], id=str(record.get("id", "")))
+            elif kind == Kind.END.value and of in self.jobs and not self.jobs[of].is_over:
+                failure = bool(record.get("failure"))
+                self.jobs[of] = replace(self.jobs[of], **{**known, "failure": failure})
+                self.failures = self.failures + 1 if failure else 0
+            elif kind == Kind.PAUSE.value:
+                self.paused = str(record.get("reason") or "no reason given")
+            elif kind == Kind.RESUME.value:
+                self.paused, self.failures = "", 0
+            elif kind == Kind.NO_SUBMIT.value:
+                self.no_submit = str(record.get("reason") or "no reason given")
+
+    # -- what jobs are submitted with ----------------------------------------------------
+
+    def keep_settings(self, settings: Mapping[str, Any]) -> str:
+        """Store settings for those who submit later; the digest that names them."""
+        text = json.dumps(settings, sort_keys=True).encode()
+        digest = hashlib.blake2b(text, digest_size=8).hexdigest()
+        path = self._area.job_settings(digest)
+        temporary = self._area.temporary(self._files.token())
+        self._files.write_new(temporary, [text], sync=True)
+        with suppress(FileExistsError):
+            self._files.link(temporary, path)
+        self._files.unlink(temporary)
+        return digest
+
+    def settings(self, digest: str) -> dict[str, Any]:
+        """What `keep_settings` stored.
+
+        Raises:
+            SpoolError: it is not there, or damaged.
+        """
+        path = self._area.job_settings(digest)
+        try:
+            with self._files.open(path) as file:
+                text = file.read(0, file.size)
+        except FileNotFoundError:
+            raise SpoolError("The settings of queue jobs are gone", path) from None
+        if hashlib.blake2b(text, digest_size=8).hexdigest() != digest:
+            raise SpoolError("The settings of queue jobs are damaged", path)
+        found: dict[str, Any] = json.loads(text)
+        return found
