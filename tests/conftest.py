@@ -16,6 +16,7 @@ import pytest
 
 from tests.groups import GROUPS, required
 from tests.testbed.powerloss import PowerLossDisk
+from tests.testbed.slurm import Cluster
 from tests.testbed.users import Accounts
 
 REQUIRED = pytest.StashKey[frozenset[str]]()
@@ -116,3 +117,24 @@ def accounts() -> Iterator[Accounts]:
     """Two other users of this machine, `.a` and `.b`; mark the test `users`."""
     with Accounts() as accounts:
         yield accounts
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster() -> Iterator[Cluster]:
+    """The cluster behind `slurm`; tests ask for that."""
+    with Cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def slurm(slurm_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A SLURM cluster of nodes n1 to n3, at rest before each test; mark the test `slurm`.
+
+    The test's own process and its children find it too.
+    """
+    for name in os.environ.keys() - slurm_cluster.environment().keys():
+        monkeypatch.delenv(name)
+    for name, value in slurm_cluster.environment().items():
+        monkeypatch.setenv(name, value)
+    yield slurm_cluster
+    slurm_cluster.restore()

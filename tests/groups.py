@@ -101,6 +101,12 @@ def _kernel() -> str | None:
     return None
 
 
+def _slurm() -> str | None:
+    from tests.testbed import slurm
+
+    return slurm.missing()
+
+
 GROUPS = {
     group.name: group
     for group in (
@@ -111,7 +117,7 @@ GROUPS = {
         Group("powerloss", "root, loop devices, mkfs.ext4 and mkfs.xfs", _powerloss),
         Group("strace", "strace, to make system calls fail", _strace),
         Group("kernel", "a Jupyter kernel", _kernel),
-        Group("slurm", "SLURM's programs and munge", lambda: _without("slurmctld", "munged")),
+        Group("slurm", "root, SLURM's programs and munge", _slurm),
         Group("flux", "the Flux scheduler", lambda: _without("flux")),
     )
 }
