@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from fsbroker import pickling
 from fsbroker.agent import capture, messages
-from fsbroker.agent.launchers import Launch, fill, on_this_node
+from fsbroker.agent.launchers import Launch, fill
 from fsbroker.agent.messages import (
     Aborting,
     ArrayRef,
@@ -88,11 +88,6 @@ def find_launcher(template: Sequence[str], settings: Settings, ranks: int) -> li
             " or `pip install mpi4py mpich`.",
         )
     return [found, *filled[1:]]
-
-
-def launch_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a launcher and its ranks, from those of the agent."""
-    return {**on_this_node(), **environment(settings, base)}
 
 
 class _Place:
@@ -294,7 +289,8 @@ class MpiWorker:
         }
         rank = [self.settings.python, "-m", "fsbroker.agent.worker", "rank", json.dumps(plan)]
         guardian = [sys.executable, "-m", "fsbroker.agent.guardian", "{control}"]
-        variables = launch_environment(self.settings, os.environ)
+        guardian.append(str(self.settings.memory))
+        variables = environment(self.settings, os.environ)
         for name in ("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base"):
             variables[name] = self._place.path
         variables[TOKEN] = self._token  # not an argument: `ps` shows those to everybody
@@ -433,6 +429,8 @@ class MpiWorker:
         launcher = b"\n".join(self._process.captured())
         if not self.ready:
             return Lost(ended, self._not_started(ended, launcher), False, None, outputs)
+        if excess := self._process.out_of_memory():
+            return Lost(ended, excess, True, None, outputs)
         everything = b"\n".join([launcher, *(output.stderr for output in outputs)])
         aborted = self._aborted or read_abort(everything)
         if aborted and self._calls:
