@@ -8,6 +8,7 @@ import math
 import os
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from fsbroker.agent.processes import Settings
 from fsbroker.agent.workers import SerialWorker
 from fsbroker.launch.local import visible_gpus
 from tests.test_mpi import BOTH, under
-from tests.test_workers import Bench, settings, wait_for
+from tests.test_workers import MARK, Bench, settings, wait_for
 from tests.testbed.mpi import find
 from tests.testbed.slurm import Cluster
 
@@ -124,7 +125,9 @@ def start(program: str) -> fsbroker.Completed:
     return fsbroker.run([program], mpi=True, check=True)
 
 
-def lines(done: fsbroker.Completed) -> list[list[str]]:
+def lines(done: fsbroker.Completed | Exception) -> list[list[str]]:
+    if isinstance(done, Exception):
+        raise done
     return sorted(line.split() for line in done.stdout.splitlines())
 
 
@@ -147,6 +150,7 @@ class TestMpiPrograms:
         bench = Bench(lambda given: MpiWorker(given, 2), chosen)
         value = bench.value(bench.call(start, compiled(flavour)))
         bench.worker.close()
+        value = value if isinstance(value, list) else [value, None]
         assert [line[:2] for line in lines(value[0])] == [["0", "2"], ["1", "2"]]
         assert value[1] is None
 
@@ -479,3 +483,84 @@ class TestMemory:
 
         future = exe.submit(share, resource_dict={"memory_max": 0.3})
         assert future.result(timeout=60) > 0.3 * 2**30
+
+
+# -- in a SLURM job ----------------------------------------------------------------------
+
+
+def in_job(directory: str, program: str) -> None:
+    """An agent's worker whose slot is both nodes of this job; what it found, as JSON."""
+    hosts = subprocess.run(
+        ["scontrol", "show", "hostnames"], capture_output=True, text=True, check=True
+    )
+    for name in ("spool/users/u/tmp", "spool/users/u/blobs", "scratch"):
+        os.makedirs(f"{directory}/{name}")
+    chosen = Settings(
+        spool=f"{directory}/spool",
+        area="users/u",
+        scratch=f"{directory}/scratch",
+        threads=4,
+        gpus=("1",),
+        nodes=tuple(hosts.stdout.split()),
+        environment={MARK: "in-job"},
+        launcher=TABLE["srun"],
+    )
+    bench = Bench(SerialWorker, chosen)
+    found = {
+        "compiled": lines(bench.value(bench.call(start, program))),
+        "plain": bench.value(bench.call(fsbroker.run, ["srun", "hostname"])).stdout.split(),
+    }
+    bench.send(fsbroker.run, ["sh", "-c", 'touch $(hostname); sleep "$0"', SLEEP], mpi=True)
+    wait_for(lambda: all(os.path.exists(node) for node in chosen.nodes))
+    found["before the end"] = sleepers()
+    bench.worker.kill()
+    bench.lost()
+    found["after the end"] = sleepers()
+    bench.worker.close()
+    Path(directory, "found").write_text(json.dumps(found))
+
+
+SLEEP = "98765.4321"
+
+
+def sleepers() -> int:
+    """How many processes of the program there are on both nodes."""
+    ask = ["srun", "--overlap", "--nodes=2", "--ntasks=2", "--mem=0", "--gres=none", "--quiet"]
+    done = subprocess.run(
+        [*ask, "sh", "-c", "pgrep -cx -f 'sleep 98765[.]4321'; true"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return sum(map(int, done.stdout.split()))
+
+
+@pytest.mark.slurm
+@pytest.mark.parametrize("flavour", BOTH)
+@pytest.mark.parametrize("inside", ["batch script", "step"])
+def test_a_task_of_one_rank_on_two_nodes(
+    slurm: Cluster, compiled: Any, tmp_path: Path, flavour: str, inside: str
+) -> None:
+    """Also where the agent runs in a step, which has all of the first node's cores."""
+    call = f"from tests.test_programs import in_job; in_job('.', {compiled(flavour)!r})"
+    command = [sys.executable, "-c", call]
+    if inside == "step":
+        command = ["srun", "--nodes=1", "--ntasks=1", "--cpus-per-task=2", "--exact", *command]
+    job = slurm.sbatch(
+        "--nodes=2",
+        "--ntasks=4",
+        "--gres=gpu:2",
+        f"--chdir={tmp_path}",
+        f"--output={tmp_path}/output",
+        f"--export=ALL,PYTHONPATH={ROOT}",
+        f"--wrap={shlex.join(command)}",
+    )
+    slurm.wait_for(lambda: slurm.state(job) not in ("PENDING", "RUNNING", "COMPLETING"))
+    assert (tmp_path / "found").exists(), (tmp_path / "output").read_text()
+    found = json.loads((tmp_path / "found").read_text())
+    ranks = [(line[0], line[1], *line[3:5]) for line in found["compiled"]]
+    assert ranks == [(str(rank), "4", "1", "gpus=1") for rank in range(4)]
+    hosts = sorted(line[2] for line in found["compiled"])
+    assert hosts == sorted(found["plain"])
+    assert hosts[0] == hosts[1] != hosts[2] == hosts[3]
+    assert (found["before the end"], found["after the end"]) == (4, 0)
