@@ -150,7 +150,6 @@ class TestMpiPrograms:
         bench = Bench(lambda given: MpiWorker(given, 2), chosen)
         value = bench.value(bench.call(start, compiled(flavour)))
         bench.worker.close()
-        value = value if isinstance(value, list) else [value, None]
         assert [line[:2] for line in lines(value[0])] == [["0", "2"], ["1", "2"]]
         assert value[1] is None
 
@@ -510,8 +509,9 @@ def in_job(directory: str, program: str) -> None:
         "compiled": lines(bench.value(bench.call(start, program))),
         "plain": bench.value(bench.call(fsbroker.run, ["srun", "hostname"])).stdout.split(),
     }
-    bench.send(fsbroker.run, ["sh", "-c", 'touch $(hostname); sleep "$0"', SLEEP], mpi=True)
-    wait_for(lambda: all(os.path.exists(node) for node in chosen.nodes))
+    sleep = ["sh", "-c", 'touch $(hostname); sleep "$0"', SLEEP]
+    bench.send(fsbroker.run, sleep, cwd=directory, mpi=True)
+    wait_for(lambda: all(os.path.exists(f"{directory}/{node}") for node in chosen.nodes))
     found["before the end"] = sleepers()
     bench.worker.kill()
     bench.lost()
@@ -542,7 +542,9 @@ def test_a_task_of_one_rank_on_two_nodes(
     slurm: Cluster, compiled: Any, tmp_path: Path, flavour: str, inside: str
 ) -> None:
     """Also where the agent runs in a step, which has all of the first node's cores."""
-    call = f"from tests.test_programs import in_job; in_job('.', {compiled(flavour)!r})"
+    call = (
+        f"from tests.test_programs import in_job; in_job({str(tmp_path)!r}, {compiled(flavour)!r})"
+    )
     command = [sys.executable, "-c", call]
     if inside == "step":
         command = ["srun", "--nodes=1", "--ntasks=1", "--cpus-per-task=2", "--exact", *command]
