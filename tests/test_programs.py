@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -320,6 +321,11 @@ class TestEnvironment:
 
 
 class TestRun:
+    @pytest.fixture(autouse=True)
+    def temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where logs go outside of tasks."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     def test_what_it_tells(self, exe, tmp_path: Path) -> None:
         script = "cat; pwd; echo trouble >&2; exit 3"
         done = exe.submit(fsbroker.run, ["sh", "-c", script], cwd=tmp_path, stdin="in\n").result()
@@ -356,7 +362,6 @@ class TestRun:
         assert "bytes left out" in done.stdout
         assert len(done.stdout) < 2_200_000
         assert Path(done.stdout_log).stat().st_size == 3_000_001
-        shutil.rmtree(Path(done.stdout_log).parent)
 
     def test_its_key_is_the_same_in_every_session(self, tmp_path: Path) -> None:
         script = (
