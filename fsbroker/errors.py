@@ -96,6 +96,10 @@ class SchedulerError(FsbrokerError):
     """A command of the site's scheduler failed, or gave no answer in time."""
 
 
+class MissingDirectory(FsbrokerError):
+    """The directory to run a program in is not there."""
+
+
 # -- how a task can end ------------------------------------------------------------------
 
 
@@ -111,8 +115,32 @@ class RankFailed(TaskError):
     """A rank of an MPI task failed."""
 
 
+class ProgramFailed(TaskError):
+    """A program did not end with exit code 0."""
+
+
 class TimeLimitExceeded(TaskError, TimeoutError):
     """The task ran longer than its run_time_max."""
+
+
+class OutOfMemory(TaskError, MemoryError):
+    """The task used more memory than its memory_max, or than its queue job had."""
+
+
+class WalltimeExceeded(TaskError, TimeoutError):
+    """The queue job that ran the task reached its time limit."""
+
+
+class NodeFailed(TaskError):
+    """A node of the queue job that ran the task failed."""
+
+
+class JobVanished(TaskError):
+    """The queue job that was to run the task is gone, and the scheduler cannot tell why."""
+
+
+class EnvironmentMismatch(TaskError):
+    """Python or a package on the node is not what the client has."""
 
 
 class DependencyFailed(TaskError):

@@ -321,27 +321,6 @@ _SUBMITTING = (
 
 def settings_of(config: Config) -> dict[str, Any]:
     """The settings that say how jobs are submitted, as JSON."""
-    names = [
-        "backend",
-        "max_workers",
-        "idle_timeout",
-        "block_allocation",
-        "min_jobs",
-        "max_jobs",
-        "nodes_per_job",
-        "job_time",
-        "project",
-        "python",
-        "setup",
-        "spool_on_nodes",
-        "pysqa_config_directory",
-        "submission_template",
-        "slurm_cmd_args",
-        "pmi_mode",
-        "openmpi_oversubscribe",
-        "mpi",
-        "submit_from_jobs",
-    ]
     found: dict[str, Any] = {}
     for name in _SUBMITTING:
         value = getattr(config, name)

@@ -16,6 +16,7 @@
         jobs/<digest>.settings         what they are submitted with
         logs/<key>/<agent>.<generation>/<rank>.out, .err   what each rank wrote
         logs/jobs/<n>/                 script and output of a queue job
+        logs/programs/<token>/stdout, stderr               what `fsbroker.run` had written
         cancel/<stem>.<row>            requests to end a row; hints that a log has news
         quarantine/ tmp/
 
@@ -200,6 +201,7 @@ class Area:
         self.jobs = f"{path}/jobs"
         self.logs = f"{path}/logs"
         self.agent_logs = f"{path}/logs/agents"
+        self.program_logs = f"{path}/logs/programs"
         self.cancel = f"{path}/cancel"
         self.quarantine = f"{path}/quarantine"
         self.tmp = f"{path}/tmp"  # noqa: S108 - of the spool, private to its owner
