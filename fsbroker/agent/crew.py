@@ -248,9 +248,7 @@ class Crew:
 
     def room(self, shape: Shape) -> int:
         """How many more workers of this shape could be busy, if idle ones of others gave way."""
-        used = sum(len(one.slot.cores) for one in self.members if not one.is_idle())
-        each = shape.cores * shape.threads
-        return max(0, (self._slots.total.cores - used) // each)
+        return self._slots.room(shape, [one.slot for one in self.members if one.is_idle()])
 
     def of(self, shape: Shape) -> list[Member]:
         """The busy workers of this shape."""
