@@ -241,8 +241,9 @@ def _flux_gpus(variables: Mapping[str, str]) -> tuple[str, ...]:
 
 # -- what schedulers write ---------------------------------------------------------------
 
-_NAME = re.compile(r"[^\[\],]+(?:\[[0-9,-]+\][^\[\],]*)*|(?:\[[0-9,-]+\][^\[\],]*)+")
-_PIECE = re.compile(r"\[([0-9,-]+)\]|([^\[\]]+)")
+_RANGES = r"\[(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\]"
+_PIECE = re.compile(rf"{_RANGES}|([^\[\],]+)")
+_NAME = re.compile(rf"(?:{_RANGES}|[^\[\],]+)+")
 
 
 def node_names(text: str) -> list[str]:
