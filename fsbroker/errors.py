@@ -107,6 +107,26 @@ class TimeLimitExceeded(TaskError, TimeoutError):
     """The task ran longer than its run_time_max."""
 
 
+class OutOfMemory(TaskError, MemoryError):
+    """The task used more memory than its memory_max, or than its queue job had."""
+
+
+class WalltimeExceeded(TaskError, TimeoutError):
+    """The queue job that ran the task reached its time limit."""
+
+
+class NodeFailed(TaskError):
+    """A node of the queue job that ran the task failed."""
+
+
+class JobVanished(TaskError):
+    """The queue job that was to run the task is gone, and the scheduler cannot tell why."""
+
+
+class EnvironmentMismatch(TaskError):
+    """Python or a package on the node is not what the client has."""
+
+
 class DependencyFailed(TaskError):
     """A task that this one depends on did not return a value."""
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 from fsbroker import errors, pickling
-from fsbroker.agent import mpi, processes
+from fsbroker.agent import mpi
 from fsbroker.agent.messages import Ended, Output
 from fsbroker.agent.mpi import MpiWorker
 from fsbroker.agent.processes import Settings
@@ -447,7 +447,7 @@ def test_ranks_beyond_the_cores_share_them() -> None:
 
 @pytest.mark.mpich
 def test_the_interpreters_own_launcher_is_found_first(settings: Settings) -> None:
-    found = mpi.find_launcher(processes.MPIEXEC, settings, 3)
+    found = mpi.find_launcher(settings.launcher, settings, 3)
     beside = Path(sys.executable).parent / "mpiexec"
     expected = str(beside) if beside.exists() else shutil.which("mpiexec")
     assert found == [expected, "-n", "3"]

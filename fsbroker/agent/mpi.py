@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 
 from fsbroker import pickling
 from fsbroker.agent import capture, messages
+from fsbroker.agent.launchers import Launch, fill, on_this_node
 from fsbroker.agent.messages import (
     Aborting,
     ArrayRef,
@@ -62,25 +63,6 @@ TOKEN = "FSBROKER_TOKEN"  # noqa: S105 (the name of the variable)
 
 _LONGEST_PATH = 90  # of the directory of a socket: the kernel takes 107 bytes in all
 
-_ON_THIS_NODE = {
-    # Open MPI 4 and 5: more ranks than cores are the agent's business, and two groups on
-    # a node must not both be bound to its first cores.
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "OMPI_MCA_hwloc_base_binding_policy": "none",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "PRTE_MCA_hwloc_default_binding_policy": "none",
-    # Inside a queue job both would go through srun to all nodes of the job, and wait for
-    # cores that the agent itself holds.
-    "HYDRA_LAUNCHER": "fork",
-    "HYDRA_RMK": "user",
-    "OMPI_MCA_plm": "isolated",
-    "OMPI_MCA_ras": "simulator",
-    "PRTE_MCA_plm": "^slurm,lsf,pals",
-    "PRTE_MCA_ras": "^slurm,lsf,flux,pbs,gridengine",
-}
-
-_AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-
 _numbers = count()
 
 
@@ -93,7 +75,7 @@ def find_launcher(template: Sequence[str], settings: Settings, ranks: int) -> li
     Raises:
         MissingProgram: it is not installed.
     """
-    filled = [part.format(ranks=ranks, threads=settings.threads) for part in template]
+    filled = fill(template, Launch(ranks, settings.threads, settings.nodes))
     # Beside the interpreter first: there is the MPI that mpi4py loads first, too.
     beside = os.path.join(os.path.dirname(settings.python), filled[0])
     path = settings.environment.get("PATH", os.environ.get("PATH"))
@@ -110,10 +92,7 @@ def find_launcher(template: Sequence[str], settings: Settings, ranks: int) -> li
 
 def launch_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
     """The variables of a launcher and its ranks, from those of the agent."""
-    found = {**_ON_THIS_NODE, **environment(settings, base)}
-    if os.geteuid() == 0:
-        found.update(_AS_ROOT)
-    return found
+    return {**on_this_node(), **environment(settings, base)}
 
 
 class _Place:

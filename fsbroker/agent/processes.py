@@ -17,9 +17,7 @@ from dataclasses import dataclass, field
 
 from fsbroker.agent import capture
 from fsbroker.agent.guardian import KILL_AFTER
-
-MPIEXEC = ("mpiexec", "-n", "{ranks}")
-"""The launcher of MPI groups where the site prescribes no other."""
+from fsbroker.agent.launchers import TABLE
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -72,8 +70,12 @@ class Settings:
         threads: of each process, for OpenMP and the BLAS libraries.
         gpus: ids of the devices that are visible; none are if it is empty.
         durable: whether arrays that a worker publishes are fsynced.
+        memory: MB for all processes of the worker and what they start; 0: no limit.
+        nodes: names of the nodes that it runs on; empty: this one only.
         environment: variables to set beyond these.
-        launcher: command that starts MPI ranks; ``{ranks}`` and ``{threads}`` are filled in.
+        launcher: template of the command that starts ranks, see `fsbroker.agent.launchers`.
+        pmi: srun's ``--mpi``; empty: what fits the MPI library.
+        oversubscribe: programs may start more ranks than there are cores.
     """
 
     spool: str
@@ -84,8 +86,12 @@ class Settings:
     threads: int = 1
     gpus: tuple[str, ...] = ()
     durable: bool = True
+    memory: int = 0
+    nodes: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
-    launcher: tuple[str, ...] = MPIEXEC
+    launcher: tuple[str, ...] = TABLE["mpiexec"]
+    pmi: str = ""
+    oversubscribe: bool = False
 
 
 def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:

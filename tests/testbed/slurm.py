@@ -8,8 +8,8 @@
 The programs are the real ones. What is pretended is the machines: the
 controller and each node have a host name, process numbers, /dev/shm and
 /etc/hosts of their own (namespaces; see deploy/slurm/node.sh), and share
-files, users and network with this machine. Each node declares two GPUs, which
-are empty files. When a cluster stops, or the process that started it dies in
+files, users and network with this machine. Each node declares two GPUs, devices
+like /dev/null. When a cluster stops, or the process that started it dies in
 whichever way, the kernel ends all that ran in it.
 
     python -m tests.testbed.slurm [--nodes 3] [--cpus 2] [COMMAND...]
@@ -26,6 +26,7 @@ import os
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -42,6 +43,7 @@ DEPLOY = Path(__file__).resolve().parents[2] / "deploy" / "slurm"
 PROGRAMS = ["slurmctld", "slurmd", "munged", "srun", "unshare", "nsenter", "mount"]
 SYSTEM_PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin"
 GPUS = 2
+NULL = os.makedev(1, 3)
 CONTROLLER = "controller"
 
 # Below the ports that the kernel gives to whoever asks for any; a block for each cluster.
@@ -113,10 +115,10 @@ class Cluster:
         _sweep_once()
         self.directory = Path(tempfile.mkdtemp(prefix=leftovers.prefix(PREFIX)))
         self.directory.chmod(0o755)  # other users may submit jobs
-        self._claim, port = _claim_ports()
+        self._claim, self._port = _claim_ports()
         self._end_of_life, self._life = os.pipe()
         try:
-            self._configure(port)
+            self._configure()
             for name in (CONTROLLER, *self.nodes):
                 self._switch_on(name)
             self._start_munge()
@@ -211,7 +213,9 @@ class Cluster:
     def start_controller(self) -> None:
         """Start slurmctld, and wait until it answers."""
         self.on(CONTROLLER, ["slurmctld"])
-        self.wait_for(lambda: self.run(["sinfo"], check=False).returncode == 0)
+        # SLURM's own commands pause for a second when they are refused.
+        self.wait_for(lambda: not _free(self._port))
+        self.run(["sinfo"])
 
     def kill_node(self, name: str) -> None:
         """Kill a node's slurmd; what runs there runs on, as on a node that lost its network."""
@@ -243,24 +247,25 @@ class Cluster:
                 self.start_node(name)
         self.wait_for(self._at_rest)
 
-    def _configure(self, port: int) -> None:
-        for directory in ("munge", "state", "gpus"):
-            (self.directory / directory).mkdir(mode=0o755)
+    def _configure(self) -> None:
+        for name in ("munge", "state", "gpus", *(f"spool-{node}" for node in self.nodes)):
+            (self.directory / name).mkdir()
         (self.directory / "munge" / "key").touch(mode=0o600)
         (self.directory / "munge" / "key").write_bytes(os.urandom(128))
         for number in range(GPUS):
-            (self.directory / "gpus" / f"gpu{number}").touch()
+            # SLURM wants devices, and does not care which: these are like /dev/null.
+            os.mknod(self.directory / "gpus" / f"gpu{number}", 0o666 | stat.S_IFCHR, NULL)
         hosts = "".join(f"127.0.0.1 {name}\n" for name in (CONTROLLER, *self.nodes))
         (self.directory / "hosts").write_text(f"{Path('/etc/hosts').read_text()}\n{hosts}")
         words = {
             "DIR": self.directory,
             "NODES": len(self.nodes),
-            "PORT": port,
+            "PORT": self._port,
             "PROCTRACK": self._proctrack,
             "CPUS": self._cpus,
             "MEMORY": 1000 * self._cpus,
             "NODELINES": "\n".join(
-                f"NodeName={name} NodeAddr=127.0.0.1 Port={port + number}"
+                f"NodeName={name} NodeAddr=127.0.0.1 Port={self._port + number}"
                 for number, name in enumerate(self.nodes, start=1)
             ),
         }
@@ -355,13 +360,8 @@ def _claim_ports() -> tuple[socket.socket, int]:
 
 
 def _free(port: int) -> bool:
-    """Whether nobody listens on the first port of a block; a node's would show in the logs."""
     with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 @functools.cache

@@ -1,0 +1,231 @@
+"""How ranks are started: a table of launchers, each a template of arguments.
+
+    TABLE["srun"], or the site's own (``mpi:`` in the configuration)
+      --fill--> ["srun", "--ntasks=4", ...], to which the program is appended
+
+Templates are data, so that a site can write its own. An argument is left out where a value
+that it names is not set, and is taken apart at its blanks (as a shell does) before values
+are filled in: ``"-hosts {nodelist}"`` gives two arguments, or none. The values (TEXT has
+no blanks):
+
+    {ranks} {threads}           of the launch, and of each rank
+    {nodes} {nodelist}          how many nodes, and their names with commas between
+    {slots}                     the same as Open MPI writes it: n1:2,n2:2
+    {ranks_per_node}            on each node; the last may have fewer
+    {gpus} {gpus_per_node}      of each rank, and of each node
+    {memory}                    MB on each node; 0 where the task stated none
+    {pmi}                       how srun and its ranks find each other
+    {oversubscribe:TEXT}        TEXT if there may be more ranks than cores
+    {step:TEXT} {no_gpus:TEXT}  TEXT if this runs inside a step already; if no GPU is wanted
+
+An agent sets ``Settings.launcher`` to the row for its allocation (``srun`` in a SLURM job,
+``flux`` in a Flux instance, else ``mpiexec``) and ``Settings.nodes`` to the names of the
+slot's nodes. Ranks of groups, and workers on other nodes as one rank there, start by
+``fill(settings.launcher, Launch(...))``; programs of tasks by `fsbroker.mpi_command`, which
+fills in the same template. `on_this_node` is for ``mpiexec`` alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import string
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fsbroker.errors import ResourceError
+
+TABLE: Mapping[str, tuple[str, ...]] = {
+    # What the MPI standard asks of every MPI.
+    "mpiexec": ("mpiexec", "-n {ranks}"),
+    "mpich": ("mpiexec", "-n {ranks}", "-hosts {nodelist}", "-ppn {ranks_per_node}"),
+    "openmpi": (
+        "mpiexec",
+        "-n {ranks}",
+        "--host {slots}",
+        "{oversubscribe:--oversubscribe}",
+    ),
+    "srun": (
+        "srun",
+        "--ntasks={ranks}",
+        "--cpus-per-task={threads}",
+        "--nodes={nodes}",
+        "--nodelist={nodelist}",
+        "--exact",
+        # A step inside a step would wait for the cores that its own parent holds.
+        "{step:--overlap}",
+        "{oversubscribe:--overcommit}",
+        "--mpi={pmi}",
+        # A step that says nothing takes all memory and all GPUs of the job, and the next
+        # one waits for its end. 0 takes none from the others.
+        "--mem={memory}",
+        "--gres=gpu:{gpus_per_node}",
+        "{no_gpus:--gres=none}",
+        # One that ends well must not end the others; one that fails must.
+        "--wait=0",
+        "--kill-on-bad-exit=1",
+        "--quiet",
+    ),
+    "flux": (
+        "flux",
+        "run",
+        "--ntasks={ranks}",
+        "--cores-per-task={threads}",
+        "--nodes={nodes}",
+        "--requires=host:{nodelist}",
+        "--gpus-per-task={gpus}",
+        # As srun's --wait and --kill-on-bad-exit.
+        "-o exit-timeout=none",
+        "-o exit-on-error",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What is to be started.
+
+    Attributes:
+        ranks: how many. threads: of each.
+        nodes: names of the nodes; empty: this one only.
+        gpus: of each rank.
+        memory: MB of all ranks together; 0: not stated.
+        pmi: srun's ``--mpi``, see `pmi_for`; empty: the site's default.
+        oversubscribe: there may be more ranks than cores.
+        step: the launcher runs in a step of a SLURM job itself.
+    """
+
+    ranks: int
+    threads: int = 1
+    nodes: tuple[str, ...] = ()
+    gpus: int = 0
+    memory: int = 0
+    pmi: str = ""
+    oversubscribe: bool = False
+    step: bool = False
+
+    def values(self) -> dict[str, Any]:
+        """What stands for the names in a template; None for what is not set."""
+        count = max(1, len(self.nodes))
+        each = -(-self.ranks // count)
+        return {
+            "ranks": self.ranks,
+            "threads": self.threads,
+            "nodes": count,
+            "nodelist": ",".join(self.nodes) or None,
+            "slots": ",".join(f"{node}:{each}" for node in self.nodes) or None,
+            "ranks_per_node": each if self.nodes else None,
+            "gpus": self.gpus or None,
+            "gpus_per_node": self.gpus * each or None,
+            "memory": -(-self.memory // count),
+            "pmi": self.pmi or None,
+            "oversubscribe": _Text() if self.oversubscribe else None,
+            "step": _Text() if self.step else None,
+            "no_gpus": None if self.gpus else _Text(),
+        }
+
+
+class _Text:
+    """``{name:TEXT}`` becomes TEXT."""
+
+    def __format__(self, text: str) -> str:
+        return text
+
+
+def fill(template: Sequence[str], launch: Launch) -> list[str]:
+    """The arguments that start the ranks; the program is to be appended.
+
+    The first is the launcher as the template names it: the caller looks for it in the
+    places that count for him.
+
+    Raises:
+        ResourceError: the template names what does not exist.
+    """
+    values = launch.values()
+    found = []
+    for argument in template:
+        try:
+            names = [name for _, name, _, _ in string.Formatter().parse(argument) if name]
+            if all(values[name] is not None for name in names):
+                found += [part.format(**values) for part in shlex.split(argument)]
+        except (KeyError, ValueError, IndexError) as error:
+            raise ResourceError(
+                f"A launcher's argument cannot be filled in ({error})",
+                repr(argument),
+                f"It may name {', '.join(f'{{{name}}}' for name in values)}.",
+            ) from None
+    return found
+
+
+# -- PMI ---------------------------------------------------------------------------------
+
+_PMI = {"cray": "cray_shasta", "mpich": "pmi2", "openmpi": "pmix"}
+
+_LIBRARIES = {
+    "cray": re.compile(r"\blibmpi_(cray|gnu|amd|intel)\w*\.so|CRAY MPICH"),
+    "mpich": re.compile(r"\blibmpi(ch)?\.so\.12\b|MPICH|Intel\(R\) MPI"),
+    "openmpi": re.compile(r"\blibmpi\.so\.(20|40)\b|Open MPI"),
+}
+
+
+def mpi_of(text: str) -> str | None:
+    """The MPI that a text names: "cray", "mpich" (with all of its ABI) or "openmpi".
+
+    Args:
+        text: ``MPI.Get_library_version()``, or what `ldd` says of a program.
+    """
+    return next((name for name, sign in _LIBRARIES.items() if sign.search(text)), None)
+
+
+def pmi_for(mpi: str | None, offered: str) -> str:
+    """What to give to srun's ``--mpi`` for ranks of this MPI; empty: leave it to the site.
+
+    The wrong one gives as many groups of one rank as there should be ranks, or an abort.
+
+    Args:
+        mpi: see `mpi_of`.
+        offered: what ``srun --mpi=list`` says.
+    """
+    wanted = _PMI.get(mpi or "", "")
+    return wanted if wanted in offered.split() else ""
+
+
+def pmi_offered() -> str:
+    """What ``srun --mpi=list`` says; empty where that fails."""
+    try:
+        listed = subprocess.run(
+            ["srun", "--mpi=list"], capture_output=True, text=True, timeout=20, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return listed.stdout + listed.stderr  # releases differ in where they say it
+
+
+# -- environment -------------------------------------------------------------------------
+
+_ON_THIS_NODE = {
+    # Open MPI 4 and 5: more ranks than cores are the agent's business, and two groups on
+    # a node must not both be bound to its first cores.
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    # Inside a queue job both would go through srun to all nodes of the job, and wait for
+    # cores that the agent itself holds.
+    "HYDRA_LAUNCHER": "fork",
+    "HYDRA_RMK": "user",
+    "OMPI_MCA_plm": "isolated",
+    "OMPI_MCA_ras": "simulator",
+    "PRTE_MCA_plm": "^slurm,lsf,pals",
+    "PRTE_MCA_ras": "^slurm,lsf,flux,pbs,gridengine",
+}
+
+_AS_ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+
+def on_this_node() -> dict[str, str]:
+    """Variables with which ``mpiexec`` stays on this node, whatever job it runs in."""
+    return {**_ON_THIS_NODE, **_AS_ROOT} if os.geteuid() == 0 else dict(_ON_THIS_NODE)
