@@ -202,16 +202,16 @@ class TestSlots:
         assert slot is not None
         assert slot.nodes == ("a", "b")
         assert slot.cpus is None
-        assert [len(share.cores) for share in slot.shares] == [4, 1]
-        assert slots.room(Shape(5)) == 1
+        assert [len(share.cores) for share in slot.shares] == [3, 2]
+        assert slots.room(Shape(5)) == 0
         slots.give_back(slot)
-        assert slots.room(Shape(5)) == 2
+        assert slots.room(Shape(5)) == 1
 
     def test_nodes_that_a_task_asks_for(self) -> None:
         slots = Slots(THREE)
         assert slots.room(Shape(4, nodes=2)) == 2
-        assert shares(slots, Shape(3, nodes=2)) == [(0, 1), (2, 2)]
-        assert shares(slots, Shape(3, nodes=3)) == [(0, 1), (1, 1), (2, 1)]
+        assert shares(slots, Shape(3, nodes=2)) == [(0, 2), (2, 1)]
+        assert shares(Slots(THREE), Shape(3, nodes=3)) == [(0, 1), (1, 1), (2, 1)]
         assert not slots.could_fit(Shape(4, nodes=4))
         assert not slots.could_fit(Shape(2, nodes=3))  # each node has a rank
 
@@ -233,7 +233,7 @@ class TestSlots:
         assert slot.gpus == ("6", "7")
         assert slots.room(Shape(1, memory=600)) == 4  # c has no limit: its cores count
         assert not slots.could_fit(Shape(1, gpus=3))
-        assert shares(slots, Shape(3, memory=1200)) == [(1, 2), (2, 1)]
+        assert shares(Slots(THREE), Shape(3, memory=1200)) == [(0, 2), (1, 1)]
 
     def test_what_is_given_back_is_free(self) -> None:
         slots = Slots(THREE)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
 from dataclasses import replace
 
 from fsbroker.agent.allocation import Node, current
+from fsbroker.agent.launchers import TABLE
 from fsbroker.agent.loop import Agent, Plan
 from fsbroker.agent.walltime import MARGIN
 from fsbroker.environment import environment
 from fsbroker.errors import FsbrokerError
 from fsbroker.spool.spool import open_spool
+
+LAUNCHERS = {"slurm": "srun", "flux": "flux", "": "mpiexec"}
+"""What starts MPI ranks in each kind of allocation, where nothing else is asked for."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -36,6 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--idle-timeout", type=float, default=120.0, metavar="SECONDS")
     parser.add_argument("--lease", type=float, default=30.0, metavar="SECONDS")
     parser.add_argument("--place", help='what started it: "local", or "slurm:123"')
+    parser.add_argument(
+        "--launcher", help=f"of MPI ranks: {', '.join(TABLE)}, or a template as a JSON list"
+    )
+    parser.add_argument("--pmi", default="", help="srun's --mpi; default: what fits the MPI")
     parser.add_argument("--watch", choices=("auto", "watchdog", "polling"), default="auto")
     options = parser.parse_args(arguments)
     if not options.spool:
@@ -50,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         place=options.place or allocation.place,
         margin=options.margin,
         idle_timeout=options.idle_timeout,
+        launcher=_launcher(options.launcher or LAUNCHERS[allocation.kind]),
+        pmi=options.pmi,
         watch=options.watch,
         lease=options.lease,
     )
@@ -65,6 +76,10 @@ def main(arguments: list[str] | None = None) -> int:
     except FsbrokerError as error:
         print(f"fsbroker agent: {error}", file=sys.stderr)
         return 1
+
+
+def _launcher(text: str) -> tuple[str, ...]:
+    return TABLE[text] if text in TABLE else tuple(json.loads(text))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from typing import Any
 from fsbroker.agent import scratch
 from fsbroker.agent.allocation import Allocation
 from fsbroker.agent.crew import Crew, Doom, Member, Unit, bulk_of, units_of
+from fsbroker.agent.launchers import TABLE
 from fsbroker.agent.messages import Ended, Output, Returned
 from fsbroker.agent.processes import Settings
 from fsbroker.agent.session import AgentSession
@@ -76,6 +77,7 @@ class Plan:
         place: what started it: "local", or a queue job: "slurm:123".
         margin: seconds before the end of its job from which on it claims nothing.
         idle_timeout: seconds without work after which it ends.
+        launcher: template that MPI ranks are started by. pmi: srun's ``--mpi``; "": found.
         watch: how to see news: "auto", "watchdog" or "polling".
         lease: seconds of silence after which another agent is taken for dead.
     """
@@ -84,6 +86,8 @@ class Plan:
     place: str = "local"
     margin: float = MARGIN
     idle_timeout: float = 120.0
+    launcher: tuple[str, ...] = TABLE["mpiexec"]
+    pmi: str = ""
     watch: str = "auto"
     lease: float = 30.0
 
@@ -127,6 +131,12 @@ class Agent:
             threads=slot.shape.threads,
             gpus=slot.gpus,
             durable=durable,
+            memory=slot.shape.memory,
+            node=self._plan.allocation.nodes[0].name,
+            nodes=slot.nodes,
+            shared=f"{files.root}/{area.tmp}",
+            launcher=self._plan.launcher,
+            pmi=self._plan.pmi,
         )
 
     # -- life ----------------------------------------------------------------------------

@@ -111,7 +111,6 @@ class Hello(NamedTuple):
     started the rank, as its environment tells.
     """
 
-    token: str
     rank: int
     size: int
     pid: int
@@ -128,7 +127,6 @@ class Aborting(NamedTuple):
 class NotReady(NamedTuple):
     """A rank cannot take part: ``error`` is the pickled `FsbrokerError` that says why."""
 
-    token: str
     error: bytes
 
 

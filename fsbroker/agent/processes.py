@@ -71,7 +71,9 @@ class Settings:
         gpus: ids of the devices that are visible; none are if it is empty.
         durable: whether arrays that a worker publishes are fsynced.
         memory: MB for all processes of the worker and what they start; 0: no limit.
+        node: name of the agent's own node in its queue job; "" outside of one.
         nodes: names of the nodes that it runs on; empty: this one only.
+        shared: a directory that all of these nodes see.
         environment: variables to set beyond these.
         launcher: template of the command that starts ranks, see `fsbroker.agent.launchers`.
         pmi: srun's ``--mpi``; empty: what fits the MPI library.
@@ -87,11 +89,18 @@ class Settings:
     gpus: tuple[str, ...] = ()
     durable: bool = True
     memory: int = 0
+    node: str = ""
     nodes: tuple[str, ...] = ()
+    shared: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     launcher: tuple[str, ...] = TABLE["mpiexec"]
     pmi: str = ""
     oversubscribe: bool = False
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Those of its nodes that are not the agent's own."""
+        return tuple(node for node in self.nodes if node != self.node)
 
 
 def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:

@@ -27,7 +27,7 @@ class Slot(NamedTuple):
     """What a worker holds.
 
     Attributes:
-        nodes: names, in the order of its ranks; empty if it is on the agent's node alone.
+        nodes: names, in the order of its ranks; empty outside of a queue job.
         cpus: cores to stay on; None where the agent shares the machine with others, and
             where another node's scheduler sees to it.
     """
@@ -113,9 +113,9 @@ class Slots:
         if placement is None:
             return None
         shares = tuple(self._take(shape, number, ranks) for number, ranks in placement)
-        if [share.node for share in shares] == [0]:
-            return Slot(shape, shares, (), shares[0].cores if self._pinned else None)
-        return Slot(shape, shares, tuple(self._nodes[share.node].name for share in shares))
+        names = tuple(filter(None, (self._nodes[share.node].name for share in shares)))
+        alone = self._pinned and [share.node for share in shares] == [0]
+        return Slot(shape, shares, names, shares[0].cores if alone else None)
 
     def _take(self, shape: Shape, number: int, ranks: int) -> Share:
         """The first free cores and GPUs of a node, for so many ranks."""
@@ -147,7 +147,7 @@ class Slots:
             return _spread(holds, _even(shape.cores, shape.nodes))
         if self._fits_one_node(shape):
             return _spread(holds, [shape.cores])
-        return _fill(holds, shape.cores)
+        return _fewest(holds, shape.cores)
 
     def _fits_one_node(self, shape: Shape) -> bool:
         return any(room.holds(_need(shape, shape.cores)) for room in self._empty)
@@ -174,24 +174,20 @@ def _even(ranks: int, nodes: int) -> list[int]:
 
 
 def _spread(holds: Sequence[int], shares: Sequence[int]) -> Placement | None:
-    """A node for each share: the fullest that holds it; None if one finds none."""
-    left = sorted(range(len(holds)), key=lambda number: holds[number])
-    found = []
-    for ranks in shares:
-        number = next((each for each in left if holds[each] >= ranks > 0), None)
-        if number is None:
-            return None
-        left.remove(number)
-        found.append((number, ranks))
-    return sorted(found)
+    """A node for each share: the fullest that hold the largest; None if there are too few.
+
+    The first nodes get the larger shares: so launchers deal out ranks.
+    """
+    able = [number for number in range(len(holds)) if holds[number] >= shares[0]]
+    if len(able) < len(shares) or not shares[-1]:
+        return None
+    fullest = sorted(able, key=lambda number: holds[number])[: len(shares)]
+    return list(zip(sorted(fullest), shares, strict=True))
 
 
-def _fill(holds: Sequence[int], ranks: int) -> Placement | None:
-    """As few nodes as hold all ranks, the emptiest first; None if all do not."""
-    found = []
-    for number in sorted(range(len(holds)), key=lambda number: -holds[number]):
-        here = min(ranks, holds[number])
-        if here:
-            found.append((number, here))
-            ranks -= here
-    return None if ranks else sorted(found)
+def _fewest(holds: Sequence[int], ranks: int) -> Placement | None:
+    """As few nodes as hold all ranks; None if all do not."""
+    for nodes in range(2, min(len(holds), ranks) + 1):
+        if placement := _spread(holds, _even(ranks, nodes)):
+            return placement
+    return None
