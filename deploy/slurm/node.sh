@@ -11,6 +11,9 @@ read -r pid _ </proc/self/stat
 hostname "$2"
 # Programs that look for the processes of a job must see this machine's alone.
 mount -t proc proc /proc
+# Another machine, or this one switched on again, has another one.
+cat /proc/sys/kernel/random/uuid >"$1/boot-$2"
+mount --bind "$1/boot-$2" /proc/sys/kernel/random/boot_id
 # MPI libraries put files there that are named by process number.
 mount -t tmpfs shm /dev/shm
 # mpiexec goes to the nodes of a job by their names.

@@ -171,7 +171,7 @@ class Cluster:
         Process numbers are those of the machine: `on("n1", ["kill", "-STOP", pid])`.
         """
         first = self._machines[machine].first
-        enter = ["nsenter", f"--target={first}", "--pid", "--uts", "--mount", "--"]
+        enter = ["nsenter", f"--target={first}", "--pid", "--uts", "--ipc", "--mount", "--"]
         return self.run([*enter, *argv], **options).stdout
 
     def sbatch(self, *arguments: object, **options: Any) -> int:
@@ -248,7 +248,8 @@ class Cluster:
         self.wait_for(self._at_rest)
 
     def _configure(self) -> None:
-        for name in ("munge", "state", "gpus", *(f"spool-{node}" for node in self.nodes)):
+        of_nodes = [f"{kind}-{node}" for kind in ("spool", "tmp") for node in self.nodes]
+        for name in ("munge", "state", "gpus", *of_nodes):
             (self.directory / name).mkdir()
         (self.directory / "munge" / "key").touch(mode=0o600)
         (self.directory / "munge" / "key").write_bytes(os.urandom(128))
@@ -277,7 +278,7 @@ class Cluster:
         (self.directory / "gres.conf").write_text(gpus)
 
     def _switch_on(self, name: str) -> None:
-        namespaces = ["--pid", "--fork", "--kill-child", "--uts", "--mount", "--propagation=slave"]
+        namespaces = ["--pid", "--fork", "--kill-child", "--uts", "--ipc", "--mount", "--propagation=slave"]
         with (self.directory / f"{name}.log").open("w") as log:
             process = subprocess.Popen(
                 ["unshare", *namespaces, str(DEPLOY / "node.sh"), str(self.directory), name],
