@@ -88,6 +88,10 @@ class MissingProgram(FsbrokerError):
     """A program is not on PATH."""
 
 
+class MissingDirectory(FsbrokerError):
+    """The directory to run a program in is not there."""
+
+
 # -- how a task can end ------------------------------------------------------------------
 
 
@@ -101,6 +105,10 @@ class WorkerLost(TaskError):
 
 class RankFailed(TaskError):
     """A rank of an MPI task failed."""
+
+
+class ProgramFailed(TaskError):
+    """A program did not end with exit code 0."""
 
 
 class TimeLimitExceeded(TaskError, TimeoutError):

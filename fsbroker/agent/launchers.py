@@ -12,11 +12,11 @@ no blanks):
     {nodes} {nodelist}          how many nodes, and their names with commas between
     {slots}                     the same as Open MPI writes it: n1:2,n2:2
     {ranks_per_node}            on each node; the last may have fewer
-    {gpus} {gpus_per_node}      of each rank, and of each node
-    {memory}                    MB on each node; 0 where the task stated none
+    {gpus}                      of each rank
+    {memory}                    MB on each node
     {pmi}                       how srun and its ranks find each other
     {oversubscribe:TEXT}        TEXT if there may be more ranks than cores
-    {step:TEXT} {no_gpus:TEXT}  TEXT if this runs inside a step already; if no GPU is wanted
+    {no_gpus:TEXT}              TEXT if no GPU is wanted
 
 An agent sets ``Settings.launcher`` to the row for its allocation (``srun`` in a SLURM job,
 ``flux`` in a Flux instance, else ``mpiexec``) and ``Settings.nodes`` to the names of the
@@ -27,16 +27,19 @@ fills in the same template. `on_this_node` is for ``mpiexec`` alone.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import shlex
+import shutil
 import string
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from fsbroker.errors import ResourceError
+from fsbroker.errors import MissingProgram, ResourceError
 
 TABLE: Mapping[str, tuple[str, ...]] = {
     # What the MPI standard asks of every MPI.
@@ -48,22 +51,23 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "--host {slots}",
         "{oversubscribe:--oversubscribe}",
     ),
+    # The agent keeps the books, of steps as well as of its own children, so each step may have
+    # all of the job, and we confine it (see `confined`). SLURM's own books are no help: with
+    # --exact, a program waits for ever for the cores that the step of its own worker holds;
+    # with --exact and --overlap, steps that run at once all get the first core and the first
+    # GPU of the node (measured, 22.05).
     "srun": (
         "srun",
         "--ntasks={ranks}",
-        "--cpus-per-task={threads}",
         "--nodes={nodes}",
         "--nodelist={nodelist}",
-        "--exact",
-        # A step inside a step would wait for the cores that its own parent holds.
-        "{step:--overlap}",
+        "--ntasks-per-node={ranks_per_node}",
+        "--overlap",
+        "--cpu-bind=none",
         "{oversubscribe:--overcommit}",
         "--mpi={pmi}",
-        # A step that says nothing takes all memory and all GPUs of the job, and the next
-        # one waits for its end. 0 takes none from the others.
-        "--mem={memory}",
-        "--gres=gpu:{gpus_per_node}",
-        "{no_gpus:--gres=none}",
+        "--mem=0",  # of the job's, and taking none from other steps
+        "{no_gpus:--gres=none}",  # else all of the job's
         # One that ends well must not end the others; one that fails must.
         "--wait=0",
         "--kill-on-bad-exit=1",
@@ -95,7 +99,6 @@ class Launch:
         memory: MB of all ranks together; 0: not stated.
         pmi: srun's ``--mpi``, see `pmi_for`; empty: the site's default.
         oversubscribe: there may be more ranks than cores.
-        step: the launcher runs in a step of a SLURM job itself.
     """
 
     ranks: int
@@ -105,7 +108,6 @@ class Launch:
     memory: int = 0
     pmi: str = ""
     oversubscribe: bool = False
-    step: bool = False
 
     def values(self) -> dict[str, Any]:
         """What stands for the names in a template; None for what is not set."""
@@ -119,11 +121,9 @@ class Launch:
             "slots": ",".join(f"{node}:{each}" for node in self.nodes) or None,
             "ranks_per_node": each if self.nodes else None,
             "gpus": self.gpus or None,
-            "gpus_per_node": self.gpus * each or None,
-            "memory": -(-self.memory // count),
+            "memory": -(-self.memory // count) or None,
             "pmi": self.pmi or None,
             "oversubscribe": _Text() if self.oversubscribe else None,
-            "step": _Text() if self.step else None,
             "no_gpus": None if self.gpus else _Text(),
         }
 
@@ -160,7 +160,25 @@ def fill(template: Sequence[str], launch: Launch) -> list[str]:
     return found
 
 
-# -- PMI ---------------------------------------------------------------------------------
+def command(template: Sequence[str], launch: Launch, program: str) -> list[str]:
+    """The arguments that start a program's ranks, with the launcher that fits its MPI.
+
+    Raises:
+        MissingProgram: the launcher is not installed.
+    """
+    launcher = template[0].split()[0]
+    path = shutil.which(program) or program
+    if launcher == "srun" and not launch.pmi:
+        launch = replace(launch, pmi=pmi_for(library_of(path), pmi_offered()))
+    found = fill(template, launch)
+    names = mpiexecs(path) if launcher == "mpiexec" else [launcher]
+    found[0] = next(filter(None, map(shutil.which, names)), "")
+    if not found[0]:
+        raise MissingProgram("The launcher of MPI programs is not installed", launcher)
+    return found
+
+
+# -- which MPI ---------------------------------------------------------------------------
 
 _PMI = {"cray": "cray_shasta", "mpich": "pmi2", "openmpi": "pmix"}
 
@@ -193,15 +211,42 @@ def pmi_for(mpi: str | None, offered: str) -> str:
     return wanted if wanted in offered.split() else ""
 
 
+@functools.cache
 def pmi_offered() -> str:
     """What ``srun --mpi=list`` says; empty where that fails."""
+    return _said("srun", "--mpi=list")
+
+
+@functools.cache
+def library_of(program: str) -> str | None:
+    """The MPI that a program is linked with; of a script, the one that mpi4py loads."""
+    return mpi_of(_said("ldd", program)) or mpi_of(_said(sys.executable, "-c", _ASK_MPI4PY))
+
+
+_ASK_MPI4PY = (
+    "import mpi4py; mpi4py.rc.initialize = False\n"
+    "from mpi4py import MPI; print(MPI.Get_library_version())"
+)
+
+
+def mpiexecs(program: str) -> list[str]:
+    """Where to look for the ``mpiexec`` of a program, the likeliest first.
+
+    Another MPI's would start as many groups of one rank as there should be ranks.
+    """
+    linked = re.search(r"=> (\S*/libmpi\S*\.so\S*)", _said("ldd", program))
+    mpi = library_of(program) if linked else None
+    prefix = os.path.dirname(os.path.dirname(linked[1])) if linked else sys.prefix
+    return [os.path.join(prefix, "bin", "mpiexec"), f"mpiexec.{mpi}", "mpiexec"]
+
+
+def _said(*argv: str) -> str:
+    """All that a program prints; empty if it cannot be run."""
     try:
-        listed = subprocess.run(
-            ["srun", "--mpi=list"], capture_output=True, text=True, timeout=20, check=False
-        )
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return listed.stdout + listed.stderr  # releases differ in where they say it
+    return done.stdout + done.stderr  # of srun --mpi=list, releases differ in where
 
 
 # -- environment -------------------------------------------------------------------------

@@ -31,7 +31,7 @@ from fsbroker.agent.session import AgentSession
 from fsbroker.agent.slots import Slot, Slots
 from fsbroker.agent.walltime import MARGIN, Walltime
 from fsbroker.agent.workers import Lost
-from fsbroker.errors import DependencyFailed, FileDamaged, FsbrokerError
+from fsbroker.errors import DependencyFailed, FileDamaged, FsbrokerError, OutOfMemory
 from fsbroker.resources import Shape, parse_shape
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import Retired, rows_of
@@ -130,8 +130,8 @@ class Agent:
             cpus=slot.cpus,
             threads=slot.shape.threads,
             gpus=slot.gpus,
-            durable=durable,
             memory=slot.shape.memory,
+            durable=durable,
             node=self._plan.allocation.nodes[0].name,
             nodes=slot.nodes,
             shared=f"{files.root}/{area.tmp}",
@@ -485,6 +485,8 @@ class Agent:
             self._end(live, row, Status.CANCELLED, _NOTHING)
         elif doom is not None:
             told |= {"type": "TimeLimitExceeded", "message": doom.reason}
+            self._end(live, row, Status.FAILED, _NOTHING, told)
+        elif isinstance(lost.error, OutOfMemory):  # so would be a second try
             self._end(live, row, Status.FAILED, _NOTHING, told)
         elif fold.attempts[row] >= int(live.file.rows["retries"][row]):
             history = [*fold.history.get(row, ()), lost.reason]

@@ -42,7 +42,6 @@ from fsbroker.agent.launchers import (
     Launch,
     fill,
     mpi_of,
-    on_this_node,
     pmi_for,
     pmi_offered,
 )
@@ -57,9 +56,10 @@ from fsbroker.agent.messages import (
     Returned,
     Value,
 )
-from fsbroker.agent.processes import Process, Settings, environment, exit_text
+from fsbroker.agent.memory import Excess
+from fsbroker.agent.processes import CHUNK, Process, Settings, environment, exit_text
 from fsbroker.agent.workers import PACKAGE_ROOT, TURN, Connection, Lost, Report, Sent
-from fsbroker.errors import FsbrokerError, MissingProgram, RankFailed, WorkerLost
+from fsbroker.errors import FsbrokerError, MissingProgram, OutOfMemory, RankFailed, WorkerLost
 from fsbroker.task import Encoding, Payload, Status
 
 GRACE = 2.0
@@ -124,14 +124,6 @@ def _pmi_of(python: str, variables: tuple[tuple[str, str], ...]) -> str:
     except subprocess.TimeoutExpired:
         return ""
     return pmi_for(mpi_of(said.stdout), pmi_offered())  # the ranks say what is wrong, if it is
-
-
-def launch_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
-    """The variables of a launcher and its ranks, from those of the agent."""
-    found = {**on_this_node(), **environment(settings, base)}
-    if settings.nodes:
-        found["SLURM_EXPORT_ENV"] = "ALL"  # a job submitted with --export=NONE says otherwise
-    return found
 
 
 class _Place:
@@ -282,7 +274,9 @@ class MpiWorker:
         self._place = _Place(settings)
         self._poll.register(self._place.door, select.EPOLLIN)
         self._guarded = bool(settings.nodes)
-        self._lives: list[socket.socket] = []
+        self._lives: dict[int, socket.socket] = {}
+        self._guarded_ranks = 0
+        self._excess: OutOfMemory | None = None
         self._shared: set[str] = set()
         self._peers: dict[int, Connection] = {}
         self._rank_of: dict[int, int] = {}
@@ -301,6 +295,7 @@ class MpiWorker:
         plan = {
             "connect": self._place.door.address,
             "guarded": self._guarded,
+            "memory": -(-self.settings.memory // self.ranks),
             "output": self._output,
             "spool": self.settings.spool,
             "area": self.settings.area,
@@ -309,7 +304,8 @@ class MpiWorker:
         }
         rank = [self.settings.python, "-m", "fsbroker.agent.worker", "rank", json.dumps(plan)]
         guardian = [sys.executable, "-m", "fsbroker.agent.guardian", "{control}"]
-        variables = launch_environment(self.settings, os.environ)
+        guardian.append(str(self.settings.memory))
+        variables = environment(self.settings, os.environ)
         for name in ("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base"):
             variables[name] = self._place.path
         variables[TOKEN] = self._place.door.token  # not an argument: `ps` shows those to everybody
@@ -356,6 +352,9 @@ class MpiWorker:
             self._let_in()
             self._begin_if_complete()
             return []
+        if descriptor in self._lives:
+            self._hear_guardian(descriptor)
+            return []
         peer = self._peers.get(descriptor)
         if peer is None:  # the process: it has been asked
             return []
@@ -373,9 +372,24 @@ class MpiWorker:
         for peer, purpose in self._place.door.accept():
             lively(peer)
             if purpose == LIFE:
-                self._lives.append(peer)
+                self._guarded_ranks += 1
+                self._lives[peer.fileno()] = peer
+                self._poll.register(peer, select.EPOLLIN)
             else:
                 self._peers[peer.fileno()] = Connection(peer, self._poll)
+
+    def _hear_guardian(self, descriptor: int) -> None:
+        """A rank used too much memory, or it has ended, and all that it had started."""
+        life = self._lives[descriptor]
+        said = b""
+        with suppress(OSError):
+            said = life.recv(CHUNK, socket.MSG_DONTWAIT)
+        if said:
+            rank = Excess.unpack(said)
+            self._excess = OutOfMemory(f"A rank of the task {rank}", os.uname().nodename)
+        else:
+            self._poll.unregister(life)
+            self._lives.pop(descriptor).close()
 
     def _hang_up(self, descriptor: int) -> None:
         self._peers.pop(descriptor, None)
@@ -406,7 +420,7 @@ class MpiWorker:
             self._begin_if_complete()
 
     def _begin_if_complete(self) -> None:
-        if len(self.pids) < self.ranks or len(self._lives) < self.ranks * self._guarded:
+        if len(self.pids) < self.ranks or self._guarded_ranks < self.ranks * self._guarded:
             return
         self.ready = True
         self._process.kill(after=math.inf)
@@ -455,6 +469,8 @@ class MpiWorker:
         launcher = b"\n".join(self._process.captured())
         if not self.ready:
             return Lost(ended, self._not_started(ended, launcher), False, None, outputs)
+        if excess := self._excess or self._process.out_of_memory():
+            return Lost(ended, excess, True, None, outputs)
         everything = b"\n".join([launcher, *(output.stderr for output in outputs)])
         aborted = self._aborted or read_abort(everything)
         if aborted and self._calls:
@@ -536,7 +552,7 @@ class MpiWorker:
         self._place.remove()
         for peer in self._peers.values():
             peer.close()
-        for life in self._lives:
+        for life in self._lives.values():
             life.close()
         self._poll.close()
         files = [f"{self._output}.{r}.{end}" for r in range(self.ranks) for end in ("out", "err")]

@@ -6,6 +6,7 @@ the agent: the agent is large, and has locks and files open that a copy would sh
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -14,10 +15,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from fsbroker.agent import capture
 from fsbroker.agent.guardian import KILL_AFTER
-from fsbroker.agent.launchers import TABLE
+from fsbroker.agent.launchers import TABLE, on_this_node
+from fsbroker.agent.memory import Excess
+from fsbroker.errors import OutOfMemory
+from fsbroker.spool.layout import Area
 
 THREAD_VARIABLES = (
     "OMP_NUM_THREADS",
@@ -28,7 +33,12 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 
-_GPU_VARIABLES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+GPU_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "GPU_DEVICE_ORDINAL",
+)
 _AMD_DRIVER = "/dev/kfd"
 
 _OF_ANOTHER_LAUNCH = (
@@ -51,10 +61,44 @@ _OF_ANOTHER_LAUNCH = (
     "OMPI_MCA_pmix",
     "PRTE_LAUNCHED",
     "PRTE_MCA_ess",
+    "SLURM_STEP",
+    "SLURM_SRUN_COMM_",
+    "SLURM_LAUNCH_NODE_",
+    "SLURM_PROCID",
+    "SLURM_LOCALID",
+    "SLURM_NODEID",
+    "SLURM_GTIDS",
+    "SLURM_TASK_PID",
+    "SLURM_PMI",
+    "FLUX_TASK_",
+    "FLUX_PMI_",
+    "FLUX_KVS_NAMESPACE",
 )
-"""What srun, Hydra, Open MPI and PRRTE give to the ranks they start. An agent that one of
-them started has these too, and would pass itself off as a rank of that launch. What a
+"""What srun, Hydra, Open MPI, PRRTE and Flux give to the ranks they start. An agent that one
+of them started has these too, and would pass itself off as a rank of that launch. What a
 user prefers (``OMPI_MCA_btl`` and the like) stays."""
+
+_SRUN_OPTIONS = (
+    "SLURM_MEM_PER_",
+    "SLURM_NTASKS",
+    "SLURM_NPROCS",
+    "SLURM_NNODES",
+    "SLURM_CPUS_PER_TASK",
+    "SRUN_CPUS_PER_TASK",
+    "SLURM_TRES_PER_TASK",
+    "SLURM_GPUS",
+    "SLURM_GRES",
+    "SLURM_EXACT",
+    "SLURM_EXCLUSIVE",
+    "SLURM_MPI_TYPE",
+    "SLURM_CPU_BIND",
+    "SLURM_MEM_BIND",
+    "SLURM_DISTRIBUTION",
+)
+"""What srun takes for its options: of the job, where the task has only a part of it."""
+
+SLOT = "FSBROKER_SLOT"
+"""The variable that tells a task, and each program that it starts, what it has."""
 
 
 @dataclass(frozen=True)
@@ -105,13 +149,47 @@ class Settings:
 
 def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
     """The variables of a worker, from those of the agent."""
+    slot = {
+        "ranks": 1,  # those of a group find out how many they are
+        "threads": settings.threads,
+        "gpus": settings.gpus,
+        "memory": settings.memory,
+        "nodes": settings.nodes,
+        "cpus": settings.cpus,
+        "launcher": settings.launcher,
+        "pmi": settings.pmi,
+        "oversubscribe": settings.oversubscribe,
+        "logs": f"{settings.spool}/{Area(settings.area).program_logs}",
+    }
+    return {**task_environment(slot, base), **settings.environment}
+
+
+def task_environment(slot: Mapping[str, Any], base: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a task and the programs that it starts, from those of its launch."""
     found = without_launch(base)
-    found.update(dict.fromkeys(THREAD_VARIABLES, str(settings.threads)))
-    for name in _GPU_VARIABLES:
+    if len(slot["nodes"]) <= 1:
+        found.update(on_this_node())
+    found.update(dict.fromkeys(THREAD_VARIABLES, str(slot["threads"])))
+    for name in GPU_VARIABLES:
         found.pop(name, None)
-    found.update(gpu_variables(settings.gpus, os.path.exists(_AMD_DRIVER)))
-    found.update(settings.environment)
+    found.update(gpu_variables(slot["gpus"], os.path.exists(_AMD_DRIVER)))
+    if "SLURM_JOB_ID" in base:
+        found = {k: v for k, v in found.items() if not k.startswith(_SRUN_OPTIONS)}
+        found.update(_srun_options(slot))
+    found[SLOT] = json.dumps(slot)
     return found
+
+
+def _srun_options(slot: Mapping[str, Any]) -> dict[str, str]:
+    """What a plain ``srun PROGRAM`` of a task needs: its size, and no wait for its own cores."""
+    options = {
+        "SLURM_OVERLAP": "1",
+        "SLURM_CPU_BIND": "none",
+        "SLURM_MEM_PER_NODE": "0",
+        "SLURM_NTASKS": str(slot["ranks"] * slot["threads"]),
+        "SLURM_NNODES": str(max(1, len(slot["nodes"]))),
+    }
+    return options if slot["gpus"] else {**options, "SLURM_GRES": "none"}
 
 
 def without_launch(base: Mapping[str, str]) -> dict[str, str]:
@@ -121,10 +199,14 @@ def without_launch(base: Mapping[str, str]) -> dict[str, str]:
 
 def gpu_variables(gpus: Sequence[str], amd: bool) -> dict[str, str]:
     if not gpus:
-        return dict.fromkeys(_GPU_VARIABLES, "")
+        return dict.fromkeys(GPU_VARIABLES, "")
     # Never both: HIP obeys CUDA_VISIBLE_DEVICES too, and counts from zero what
     # ROCR_VISIBLE_DEVICES leaves, so the same ids twice would hide most devices.
     return {"ROCR_VISIBLE_DEVICES" if amd else "CUDA_VISIBLE_DEVICES": ",".join(gpus)}
+
+
+CHUNK = 64
+"""Bytes: more than a guardian's message has."""
 
 
 class Process:
@@ -169,6 +251,7 @@ class Process:
             os.close(out)
             os.close(err)
         self._exit: str | None = None
+        self._excess: Excess | None = None
 
     def fileno(self) -> int:
         """Readable once the program and all that it started are gone."""
@@ -191,11 +274,19 @@ class Process:
 
     def _is_gone(self) -> bool:
         try:
-            return not self._control.recv(1, socket.MSG_DONTWAIT)
+            while said := self._control.recv(CHUNK, socket.MSG_DONTWAIT):
+                self._excess = Excess.unpack(said)
         except BlockingIOError:
             return False
         except OSError:
             return True
+        return True
+
+    def out_of_memory(self) -> OutOfMemory | None:
+        """Why the guardian has killed it, if it has."""
+        if self._excess is None:
+            return None
+        return OutOfMemory(f"The task {self._excess}", os.uname().nodename)
 
     def captured(self) -> tuple[bytes, bytes]:
         """What stands in the files of stdout and stderr."""

@@ -1,7 +1,7 @@
 """The program of a worker: ``python -m fsbroker.agent.worker``.
 
-    serial CONTROL SOCKET PLAN    below a guardian, with its end of a socket pair
-    rank PLAN                     started by an MPI launcher; connects to the agent's socket
+    serial CONTROL SOCKET MEMORY PLAN    below a guardian, with its end of a socket pair
+    rank PLAN                            started by an MPI launcher; connects to the agent
 
 It says `Hello` before it has loaded what it needs to run rows: the agent sends work
 meanwhile. While a task runs, the main thread is the task's, so nothing here watches over
@@ -36,13 +36,14 @@ def main() -> None:
     kind, *arguments = sys.argv[1:]
     sys.argv[1:] = []
     if kind == "serial":
-        _serial(int(arguments[0]), int(arguments[1]), arguments[2])
+        control, connection, memory = map(int, arguments[:3])
+        _serial(control, connection, memory, arguments[3])
     else:
         _rank(arguments[0])
 
 
-def _serial(control: int, connection: int, text: str) -> None:
-    guardian.split(control, [connection])
+def _serial(control: int, connection: int, memory: int, text: str) -> None:
+    guardian.split(control, [connection], memory)
     import json
     import socket
 
@@ -118,9 +119,10 @@ def _rank(text: str) -> None:
     if plan["guarded"]:
         # The agent's guardian is on another branch of the tree of processes, or another node.
         life = door.connect(plan["connect"], token, door.LIFE)
-        guardian.split(life.detach())
+        guardian.split(life.detach(), memory=plan["memory"])
     with door.connect(plan["connect"], token, door.WORK) as agent:
         hello = _join_mpi(agent)
+        _leave_launch(hello.size)
         _redirect(f"{plan['output']}.{hello.rank}")
         _ignore(signal.SIGINT)  # by SIGTERM, launchers end their ranks
         _settle(_share(plan["cpus"], hello.rank, hello.size))
@@ -174,6 +176,19 @@ def _launched_by() -> str:
         "SLURM_PROCID": "srun",
     }
     return next((name for sign, name in signs.items() if sign in os.environ), "no MPI launcher")
+
+
+def _leave_launch(ranks: int) -> None:
+    """Have programs that a task starts not take themselves for ranks of this launch."""
+    import json
+
+    from fsbroker.agent.processes import SLOT, task_environment
+
+    slot = {**json.loads(os.environ[SLOT]), "ranks": ranks}
+    wanted = task_environment(slot, os.environ)
+    for name in os.environ.keys() - wanted.keys():
+        del os.environ[name]
+    os.environ.update(wanted)
 
 
 def _redirect(path: str) -> None:

@@ -190,7 +190,9 @@ class SerialWorker:
     def _loss(self, reason: str) -> Lost:
         self.alive = False
         self._lost = True
-        error = WorkerLost(f"The process that ran the task ended ({reason})", os.uname().nodename)
+        error = self._process.out_of_memory() or WorkerLost(
+            f"The process that ran the task ended ({reason})", os.uname().nodename
+        )
         return Lost(reason, error, self.ready, None, self.captured())
 
     def captured(self) -> tuple[Output, ...]:
@@ -223,4 +225,5 @@ def _command(settings: Settings, connection: int) -> list[str]:
         "cpus": settings.cpus,
     }
     module = [settings.python, "-m", "fsbroker.agent.worker"]
-    return [*module, "serial", "{control}", str(connection), json.dumps(plan)]
+    numbers = [str(connection), str(settings.memory)]
+    return [*module, "serial", "{control}", *numbers, json.dumps(plan)]

@@ -289,10 +289,11 @@ class _Survey:
         """Which agent writes to which of these files they do not tell."""
         if presence.listing(self._files, self._area):
             return
-        for name in _names(self._files, self._area.agent_logs):
-            path = f"{self._area.agent_logs}/{name}"
-            if self._age(path) > self._wishes.older_than:
-                yield self._item(Kind.AGENT_OUTPUT, path)
+        for parent in (self._area.agent_logs, self._area.program_logs):
+            for name in _names(self._files, parent):
+                path = f"{parent}/{name}"
+                if self._age(path) > self._wishes.older_than:
+                    yield self._item(Kind.AGENT_OUTPUT, path)
 
     def _archived(self) -> Iterator[Item]:
         for path in archive.listing(self._files, self._area):

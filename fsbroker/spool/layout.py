@@ -13,6 +13,7 @@
         archive/<tier>.<token>.h5      many of them in one
         blobs/<name>.h5                arrays of 1 MB and more
         logs/<key>/<agent>.<generation>/<rank>.out, .err   what each rank wrote
+        logs/programs/<token>/stdout, stderr               what `fsbroker.run` had written
         cancel/<stem>.<row>            requests to end a row; hints that a log has news
         quarantine/ tmp/
 
@@ -196,6 +197,7 @@ class Area:
         self.blobs = f"{path}/blobs"
         self.logs = f"{path}/logs"
         self.agent_logs = f"{path}/logs/agents"
+        self.program_logs = f"{path}/logs/programs"
         self.cancel = f"{path}/cancel"
         self.quarantine = f"{path}/quarantine"
         self.tmp = f"{path}/tmp"  # noqa: S108 - of the spool, private to its owner
