@@ -270,6 +270,7 @@ class TestWalltime:
 
     def test_the_scheduler_is_asked(self) -> None:
         left = Walltime(of(ask=("sh", "-c", "echo 1:00; exec sleep 60")))
+        assert left.for_a_task() == 0.0
         assert left.ask()
         left.hear()
         assert 50 < left.for_a_task() <= 60 - LAST_MOMENT
@@ -282,11 +283,16 @@ class TestWalltime:
         assert 190 < left.for_a_task() <= 200 - LAST_MOMENT
 
     def test_a_scheduler_that_is_not_there(self) -> None:
-        assert not Walltime(of(ask=("no-such-squeue",))).ask()
+        left = Walltime(of(ask=("no-such-squeue",)))
+        assert not left.ask()
+        assert left.for_a_task() == math.inf
 
-    def test_one_that_hangs_is_not_waited_for(self) -> None:
+    def test_one_that_hangs_is_not_waited_for(self, monkeypatch: pytest.MonkeyPatch) -> None:
         left = Walltime(of(ask=("sleep", "60")))
         left.ask()
+        assert not left.has_no_answer()
+        monkeypatch.setattr(time, "monotonic", lambda: math.inf)
+        assert left.has_no_answer()
         process = left._asked
         left.close()
         assert process is not None

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from fsbroker.spool.presence import process_start
 
 SCHEDULER_PATIENCE = 20.0
-"""Seconds for a list of nodes that only SLURM itself can spell out."""
+"""Seconds for an answer; after that, agents go on without."""
 
 _GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 

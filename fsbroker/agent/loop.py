@@ -161,8 +161,7 @@ class Agent:
         finally:
             self._watch.stop()
             self._walltime.close()
-            for member in list(self._crew.members):
-                self._crew.dismiss(member)
+            self._crew.close()
             scratch.remove(self._scratch)
         return 0
 
@@ -180,8 +179,7 @@ class Agent:
         Quick: from SIGTERM to SIGKILL some sites give five seconds.
         """
         self._publish()
-        for member in list(self._crew.members):
-            self._crew.dismiss(member)
+        self._crew.close()
         self.session.leave(self._over)
 
     def _turn(self) -> None:
@@ -193,6 +191,8 @@ class Agent:
             elif isinstance(key.data, Walltime):
                 self._selector.unregister(key.data)
                 key.data.hear()
+            elif key.data is not None:
+                key.data.attend()  # a relay: what it tells of workers is heard in the next turn
             else:
                 woken = True
                 with suppress(BlockingIOError):
@@ -551,6 +551,9 @@ class Agent:
         if now - self._last_look < self._look_after_every:
             return
         self._last_look = now
+        if self._walltime.has_no_answer():
+            self._selector.unregister(self._walltime)
+            self._walltime.close()
         if self._walltime.is_orphan():
             self._over = "the agent's queue job is gone"
             return
@@ -579,7 +582,7 @@ class Agent:
             return
         self._give_back_queued()
         idle = not (self._crew.busy() or self._outcomes)
-        if idle or self._walltime.for_a_task() <= 0:
+        if idle or self._walltime.until_last_moment() <= 0:
             self._over = self._over or TIME_IS_OVER
 
     def _give_back_queued(self) -> None:

@@ -24,6 +24,7 @@ import re
 import secrets
 import select
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -45,6 +46,7 @@ from fsbroker.agent.launchers import (
     pmi_for,
     pmi_offered,
 )
+from fsbroker.agent.memory import Excess
 from fsbroker.agent.messages import (
     Aborting,
     ArrayRef,
@@ -56,7 +58,6 @@ from fsbroker.agent.messages import (
     Returned,
     Value,
 )
-from fsbroker.agent.memory import Excess
 from fsbroker.agent.processes import CHUNK, Process, Settings, environment, exit_text
 from fsbroker.agent.workers import PACKAGE_ROOT, TURN, Connection, Lost, Report, Sent
 from fsbroker.errors import FsbrokerError, MissingProgram, OutOfMemory, RankFailed, WorkerLost
@@ -164,6 +165,8 @@ _KILLED = (
     re.compile(rb"process rank (?P<rank>\d+) .*?on signal (?P<signal>\d+)", re.DOTALL),
     re.compile(rb"PID (?P<pid>\d+) RUNNING AT.*?EXIT CODE: (?P<signal>\d+)", re.DOTALL),
 )
+_SRUN_KILLED = re.compile(rb"srun: error: \S+: tasks? (?P<rank>\d+)\S*: (?P<how>[^\n(]*)")
+_SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
 
 
 class Death(NamedTuple):
@@ -188,6 +191,10 @@ def read_death(said: bytes, pids: Mapping[int, int]) -> Death | None:
             # Hydra gives the exit code of a rank that ended by itself in the same place.
             by_signal = "rank" in parts or b"(signal %d)" % number in said
             return Death(rank, exit_text(-number if by_signal else number))
+    if found := _SRUN_KILLED.search(said):
+        how = found["how"].decode(errors="replace").strip()
+        by = _SIGNALS.get(how)
+        return Death(int(found["rank"]), exit_text(-by) if by else how.removeprefix("Exited with "))
     return None
 
 
@@ -440,7 +447,8 @@ class MpiWorker:
             f" {hello.library}, the ranks were started by {hello.launched_by}",
             self._launcher[0],
             "Let mpi4py load the MPI of this launcher (MPI4PY_MPIABI, MPI4PY_LIBMPI,"
-            " LD_LIBRARY_PATH), or put that MPI's mpiexec first on PATH.",
+            " LD_LIBRARY_PATH), put that MPI's mpiexec first on PATH, or have srun speak its"
+            f" PMI ({' '.join(self._launcher[1:])}).",
         )
 
     def _collect(self, report: Ended) -> Ended | None:
@@ -518,7 +526,8 @@ class MpiWorker:
         return RankFailed(
             f"{self.ranks} MPI ranks did not start ({ended})",
             " ".join(self._launcher),
-            "Does mpi4py load the MPI of this launcher (MPI4PY_MPIABI, MPI4PY_LIBMPI)?"
+            "Does mpi4py load the MPI of this launcher (MPI4PY_MPIABI, MPI4PY_LIBMPI), and does"
+            " srun speak its PMI (--mpi, see `srun --mpi=list`)?"
             f" The launcher's last words:\n{tail}",
         )
 

@@ -218,6 +218,9 @@ class Process:
         directory: to start in.
         output: where stdout and stderr go: this path with ".out" and ".err".
         inherited: other descriptors for the program.
+
+    Attributes:
+        excess: why the guardian has killed it, if it was for its memory.
     """
 
     def __init__(
@@ -251,7 +254,7 @@ class Process:
             os.close(out)
             os.close(err)
         self._exit: str | None = None
-        self._excess: Excess | None = None
+        self.excess: Excess | None = None
 
     def fileno(self) -> int:
         """Readable once the program and all that it started are gone."""
@@ -275,7 +278,7 @@ class Process:
     def _is_gone(self) -> bool:
         try:
             while said := self._control.recv(CHUNK, socket.MSG_DONTWAIT):
-                self._excess = Excess.unpack(said)
+                self.excess = Excess.unpack(said)
         except BlockingIOError:
             return False
         except OSError:
@@ -284,9 +287,9 @@ class Process:
 
     def out_of_memory(self) -> OutOfMemory | None:
         """Why the guardian has killed it, if it has."""
-        if self._excess is None:
+        if self.excess is None:
             return None
-        return OutOfMemory(f"The task {self._excess}", os.uname().nodename)
+        return OutOfMemory(f"The task {self.excess}", os.uname().nodename)
 
     def captured(self) -> tuple[bytes, bytes]:
         """What stands in the files of stdout and stderr."""

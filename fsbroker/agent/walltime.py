@@ -13,7 +13,7 @@ import time
 from contextlib import suppress
 from typing import IO
 
-from fsbroker.agent.allocation import Allocation, seconds_of
+from fsbroker.agent.allocation import SCHEDULER_PATIENCE, Allocation, seconds_of
 from fsbroker.spool.presence import process_start
 
 MARGIN = 30.0
@@ -35,10 +35,20 @@ class Walltime:
         self._end = time.monotonic() + allocation.seconds
         self._lifeline = {pid: born for pid in allocation.lifeline if (born := process_start(pid))}
         self._question = allocation.ask
+        self._give_up_at = time.monotonic() + SCHEDULER_PATIENCE
         self._asked: subprocess.Popen[bytes] | None = None
 
     def for_a_task(self) -> float:
-        """Seconds that a task which starts now can have at most."""
+        """Seconds that a task which starts now can have at most.
+
+        None as long as the scheduler has not answered: who states no limit need not wait.
+        """
+        if self._question:
+            return 0.0
+        return self.until_last_moment()
+
+    def until_last_moment(self) -> float:
+        """Seconds until everything has to be given back."""
         return self._end - LAST_MOMENT - time.monotonic()
 
     def until_margin(self) -> float:
@@ -48,7 +58,7 @@ class Walltime:
     def next_change(self) -> float:
         """Seconds until claiming, or everything, has to end; inf if nothing has to."""
         margin = self.until_margin()
-        return margin if margin > 0 else max(0.0, self.for_a_task())
+        return margin if margin > 0 else max(0.0, self.until_last_moment())
 
     def is_orphan(self) -> bool:
         """The job's script, or slurmstepd above it, is gone: the job has ended without us.
@@ -72,7 +82,13 @@ class Walltime:
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
                 )
+        if self._asked is None:
+            self._question = ()
         return self._asked is not None
+
+    def has_no_answer(self) -> bool:
+        """The scheduler was asked long ago."""
+        return self._asked is not None and time.monotonic() > self._give_up_at
 
     def fileno(self) -> int:
         """Readable when the scheduler has answered."""
@@ -87,6 +103,7 @@ class Walltime:
 
     def close(self) -> None:
         """Ask no longer."""
+        self._question = ()
         if self._asked is not None:
             self._asked.kill()
             self._asked.wait()
