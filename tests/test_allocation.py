@@ -157,7 +157,8 @@ class TestWhatSchedulersWrite:
             ("1-02:03:04", 93784),
             ("1-02", 93600),
             ("UNLIMITED\n", math.inf),
-            ("3599.25\n", 3599.25),
+            ("59\n", 59),  # Flux, recorded
+            ("4294967295\n", math.inf),
         ],
     )
     def test_time_left(self, text: str, seconds: float) -> None:

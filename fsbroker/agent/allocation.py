@@ -34,6 +34,8 @@ _GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVIC
 _SUPERVISOR = re.compile(r"slurmstepd: \[(?P<job>\d+)(?:\+\d+)?\.(?P<step>\w+)")
 """How slurmstepd titles itself: ``slurmstepd: [17.batch]``, ``slurmstepd: [17.0]``."""
 
+_FLUX_UNLIMITED = str(2**32 - 1)
+
 _SPECIAL_STEPS = 0xFFFFFFF0
 """Numbers from here on stand for a job's script, or for the shell of ``salloc``."""
 
@@ -294,7 +296,7 @@ def seconds_of(text: str) -> float:
         ValueError: it says no time.
     """
     text = text.strip()
-    if text.upper() in ("UNLIMITED", "INF", "INFINITY"):
+    if text in ("UNLIMITED", _FLUX_UNLIMITED):
         return math.inf
     days, dash, clock = text.rpartition("-")
     parts: Sequence[float] = [float(part) for part in clock.split(":")]

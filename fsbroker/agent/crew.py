@@ -9,6 +9,7 @@ import selectors
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Union
 
 from fsbroker.agent.messages import Call, Ended, Forget, Function, Input, Returned, Slice
@@ -290,9 +291,14 @@ class Crew:
         self._selector.register(worker, selectors.EVENT_READ, member)
         return member
 
+    def mute(self, member: Member) -> None:
+        """Hear a worker no more; it keeps its slot until it is dismissed."""
+        self._selector.unregister(member.worker)
+
     def dismiss(self, member: Member) -> None:
         """Let go of a worker; killed if it still lives."""
-        self._selector.unregister(member.worker)
+        with suppress(KeyError):
+            self._selector.unregister(member.worker)
         member.worker.close()
         self.members.remove(member)
         self._slots.give_back(member.slot)

@@ -63,6 +63,9 @@ TAIL = 2000
 """Bytes of stderr that an error shows."""
 BAD_STARTS = 3
 """Workers that end before they are ready, one after the other: the agent gives up."""
+JUDGE_AFTER = 1.0
+"""Seconds from the loss of a worker in a queue job to its judgement: nodes of a job that is
+cancelled are told one after the other."""
 TIME_IS_OVER = "the time of the agent's queue job was over"
 
 _NOTHING = Value(Encoding.PLAIN, b"null")
@@ -118,6 +121,7 @@ class Agent:
         self._look_after_every = LOOK_AFTER_EVERY
         self._last_work = time.monotonic()
         self._bad_starts = 0
+        self._suspects: deque[tuple[float, Member, Lost]] = deque()
         self._over = ""
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -200,6 +204,7 @@ class Agent:
         self._feed()
         if self._outcomes and self._is_due():
             self._publish()
+        self._judge()
         self._watch_the_clock()
         if not self._over:
             self._find_work(woken)
@@ -212,6 +217,8 @@ class Agent:
         if self._hungry() and self._units:
             return 0.0
         delay = self._watch.delay if self._hungry() else LOOK_AFTER_EVERY
+        if self._suspects:
+            delay = min(delay, max(0.0, self._suspects[0][0] - time.monotonic()))
         return min(delay, self._look_after_every, self._walltime.next_change())
 
     def _is_due(self) -> bool:
@@ -381,7 +388,7 @@ class Agent:
             elif isinstance(message, Ended):
                 self._ended(member, message)
             else:
-                self._lost(member, message)
+                self._suspect(member, message)
                 return
         if member.worker.ready:
             self._bad_starts = 0
@@ -441,10 +448,23 @@ class Agent:
                 error["tail"] = stderr[-TAIL:].decode(errors="replace")
         return error
 
+    def _suspect(self, member: Member, lost: Lost) -> None:
+        """A worker is gone. In a queue job that may be the job's end, of which we hear soon."""
+        if self._plan.allocation.kind and member.doom is None:
+            self._crew.mute(member)
+            self._suspects.append((time.monotonic() + JUDGE_AFTER, member, lost))
+        else:
+            self._lost(member, lost)
+
+    def _judge(self) -> None:
+        now = time.monotonic()
+        while self._suspects and self._suspects[0][0] <= now:
+            self._lost(*self._suspects.popleft()[1:])
+
     def _lost(self, member: Member, lost: Lost) -> None:
         """A worker is gone: the row that it ran is charged, the others run elsewhere.
 
-        At the end nothing is charged: SLURM signals all processes of a job at once.
+        At the agent's end nothing is charged: SLURM signals all processes of a job, in no order.
         """
         if self._over:
             self._crew.dismiss(member)
