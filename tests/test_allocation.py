@@ -125,6 +125,38 @@ class TestSlurm:
             assert found.ask == ("squeue", "--noheader", "--jobs", job, "--format=%L")
 
 
+# Recorded from Flux: in a task of `flux run`, and in the script of `flux batch`.
+FLUX_STEP = {
+    "FLUX_JOB_ID": "ƒMonvPh",
+    "FLUX_JOB_NNODES": "2",
+    "FLUX_JOB_SIZE": "2",
+    "FLUX_TASK_LOCAL_ID": "0",
+    "FLUX_TASK_RANK": "1",
+    "FLUX_URI": "local:///tmp/flux-gR5xvk/local-1",
+}
+FLUX_SCRIPT = {
+    "FLUX_ENCLOSING_ID": "ƒR8XK2X",
+    "FLUX_URI": "local:///tmp/flux-ZOX2FC/local-0",
+}
+
+
+class TestFlux:
+    def test_a_task_of_a_step(self) -> None:
+        found = allocation.read({**FLUX_STEP, "CUDA_VISIBLE_DEVICES": "1,3"}, Machine(4))
+        assert found.place == "flux:ƒMonvPh"
+        assert found.nodes == (Node(os.uname().nodename, 4, ("1", "3")),)
+        assert found.launcher == "mpiexec"
+        assert found.ask == ("flux", "job", "timeleft")
+
+    def test_a_script(self) -> None:
+        variables = {**FLUX_SCRIPT, "CUDA_VISIBLE_DEVICES": "-1"}
+        found = allocation.read(variables, Machine(4, age=5.0), limit=60.0)
+        assert found.place == "flux:ƒR8XK2X"
+        assert found.launcher == "flux"
+        assert found.nodes[0].gpus == ()
+        assert found.seconds == 55.0
+
+
 class TestWhatSchedulersWrite:
     @pytest.mark.parametrize(
         ("text", "names"),

@@ -17,9 +17,6 @@ from fsbroker.environment import environment
 from fsbroker.errors import FsbrokerError
 from fsbroker.spool.spool import open_spool
 
-LAUNCHERS = {"slurm": "srun", "flux": "flux", "": "mpiexec"}
-"""What starts MPI ranks in each kind of allocation, where nothing else is asked for."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run an agent; the exit code: 0 idle or told to end, 1 an error, 3 taken for dead."""
@@ -59,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         place=options.place or allocation.place,
         margin=options.margin,
         idle_timeout=options.idle_timeout,
-        launcher=_launcher(options.launcher or LAUNCHERS[allocation.kind]),
+        launcher=_launcher(options.launcher or allocation.launcher),
         pmi=options.pmi,
         watch=options.watch,
         lease=options.lease,

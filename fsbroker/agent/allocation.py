@@ -83,6 +83,7 @@ class Allocation:
         seconds: until the job's end; inf where there is none, or it is not known.
         ask: the command that prints the time left, where only the scheduler knows it.
         lifeline: processes of this machine without which the job is over.
+        launcher: of MPI ranks, a name in `launchers.TABLE`.
     """
 
     kind: str
@@ -92,6 +93,7 @@ class Allocation:
     seconds: float = math.inf
     ask: tuple[str, ...] = ()
     lifeline: tuple[int, ...] = ()
+    launcher: str = "mpiexec"
 
     @property
     def place(self) -> str:
@@ -136,7 +138,7 @@ def read(variables: Mapping[str, str], here: Machine, limit: float = 0.0) -> All
     # A shell of salloc has a job, but runs on no node of it: it is as if it had none.
     if variables.get("SLURM_JOB_ID") and variables.get("SLURMD_NODENAME"):
         return _slurm(variables, here, limit)
-    if variables.get("FLUX_JOB_ID"):
+    if variables.get("FLUX_JOB_ID") or variables.get("FLUX_ENCLOSING_ID"):
         return _flux(variables, here, limit)
     return Allocation("", "", 0, (Node("", here.cpus),))
 
@@ -155,7 +157,7 @@ def _slurm(variables: Mapping[str, str], here: Machine, limit: float) -> Allocat
     known = "SLURM_JOB_END_TIME" in variables or (limit > 0 and not alone)
     ask = () if known else ("squeue", "--noheader", "--jobs", job, "--format=%L")
     restarts = int(variables.get("SLURM_RESTART_COUNT", 0))
-    return Allocation("slurm", job, restarts, nodes, seconds, ask, here.lifeline)
+    return Allocation("slurm", job, restarts, nodes, seconds, ask, here.lifeline, "srun")
 
 
 def _in_step(variables: Mapping[str, str], here: Machine) -> bool:
@@ -228,11 +230,22 @@ def _names(text: str) -> list[str]:
 
 
 def _flux(variables: Mapping[str, str], here: Machine, limit: float) -> Allocation:
-    """One agent of a step that ``flux run`` started: Flux binds it to its part of the node."""
+    """One node: where a step's task was put, or that which the script of a batch job runs on.
+
+    A step holds its cores in the instance itself, so what it starts there would wait for
+    them; the script of a batch job has an instance of its own, and holds nothing in it.
+    """
     own = Node(platform.node(), here.cpus, _flux_gpus(variables))
-    seconds = limit - here.age if limit else math.inf
-    ask = ("flux", "job", "timeleft")
-    return Allocation("flux", variables["FLUX_JOB_ID"], 0, (own,), seconds, ask)
+    step = variables.get("FLUX_JOB_ID", "")
+    return Allocation(
+        kind="flux",
+        job=variables.get("FLUX_ENCLOSING_ID") or step,
+        restarts=0,
+        nodes=(own,),
+        seconds=limit - here.age if limit else math.inf,
+        ask=("flux", "job", "timeleft"),
+        launcher="mpiexec" if step else "flux",
+    )
 
 
 def _flux_gpus(variables: Mapping[str, str]) -> tuple[str, ...]:
