@@ -171,7 +171,7 @@ def command(template: Sequence[str], launch: Launch, program: str) -> list[str]:
     if launcher == "srun" and not launch.pmi:
         launch = replace(launch, pmi=pmi_for(library_of(path), pmi_offered()))
     found = fill(template, launch)
-    names = mpiexecs(path) if launcher == "mpiexec" else [launcher]
+    names = mpiexecs(path, launcher) if launcher.startswith("mpiexec") else [launcher]
     found[0] = next(filter(None, map(shutil.which, names)), "")
     if not found[0]:
         raise MissingProgram("The launcher of MPI programs is not installed", launcher)
@@ -229,15 +229,16 @@ _ASK_MPI4PY = (
 )
 
 
-def mpiexecs(program: str) -> list[str]:
+def mpiexecs(program: str, name: str) -> list[str]:
     """Where to look for the ``mpiexec`` of a program, the likeliest first.
 
-    Another MPI's would start as many groups of one rank as there should be ranks.
+    Another MPI's would start as many groups of one rank as there should be ranks. Without
+    a library to go by, the one beside the interpreter fits what mpi4py loads.
     """
-    linked = re.search(r"=> (\S*/libmpi\S*\.so\S*)", _said("ldd", program))
-    mpi = library_of(program) if linked else None
-    prefix = os.path.dirname(os.path.dirname(linked[1])) if linked else sys.prefix
-    return [os.path.join(prefix, "bin", "mpiexec"), f"mpiexec.{mpi}", "mpiexec"]
+    linked = re.search(r"=> (\S*)/lib\w*/(\S*/)?libmpi\S*\.so", _said("ldd", program))
+    if linked is None:
+        return [os.path.join(sys.prefix, "bin", name), name]
+    return [f"{linked[1]}/bin/mpiexec", f"mpiexec.{library_of(program)}", name]
 
 
 def _said(*argv: str) -> str:

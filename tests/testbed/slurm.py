@@ -212,7 +212,7 @@ class Cluster:
 
     def start_controller(self) -> None:
         """Start slurmctld, and wait until it answers."""
-        self.on(CONTROLLER, ["slurmctld"])
+        self._daemon(CONTROLLER, "slurmctld")
         # SLURM's own commands pause for a second when they are refused.
         self.wait_for(lambda: not _free(self._port))
         self.run(["sinfo"])
@@ -224,14 +224,15 @@ class Cluster:
     def power_off(self, name: str) -> None:
         """Kill everything on a node at once."""
         machine = self._machines.pop(name)
-        os.kill(machine.first, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(machine.first, signal.SIGKILL)
         machine.process.wait()
 
     def start_node(self, name: str) -> None:
         """Start a node's slurmd, and the node itself if it was off."""
         if name not in self._machines:
             self._switch_on(name)
-        self.on(name, ["slurmd"])
+        self._daemon(name, "slurmd")
 
     def restore(self) -> None:
         """Cancel all jobs, kill their orphans, and bring controller and nodes back."""
@@ -278,7 +279,15 @@ class Cluster:
         (self.directory / "gres.conf").write_text(gpus)
 
     def _switch_on(self, name: str) -> None:
-        namespaces = ["--pid", "--fork", "--kill-child", "--uts", "--ipc", "--mount", "--propagation=slave"]
+        namespaces = [
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--uts",
+            "--ipc",
+            "--mount",
+            "--propagation=slave",
+        ]
         with (self.directory / f"{name}.log").open("w") as log:
             process = subprocess.Popen(
                 ["unshare", *namespaces, str(DEPLOY / "node.sh"), str(self.directory), name],
@@ -303,6 +312,12 @@ class Cluster:
         # --force: it does not like directories below /tmp.
         argv = ["munged", "--force", f"--log-file={self.directory / 'munge.log'}", *options]
         self.on(CONTROLLER, argv)
+
+    def _daemon(self, machine: str, program: str) -> None:
+        try:
+            self.on(machine, [program])
+        except RuntimeError as error:  # which goes into the background, and says why in its log
+            raise RuntimeError(f"{program} does not start:\n{self._logs()}") from error
 
     def _ready(self) -> bool:
         step = ["srun", "--quiet", "--immediate=5", f"--nodes={len(self.nodes)}", "true"]
