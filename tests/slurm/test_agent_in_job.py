@@ -234,18 +234,32 @@ class TestTime:
 class TestEnds:
     @pytest.mark.parametrize("script", ["exec {agent}", "{agent}\ntrue"])
     def test_scancel(self, site: Site, tmp_path: Path, script: str) -> None:
-        """Where SLURM finds processes by their parents, the second agent is not told."""
         begun = tmp_path / "begun"
         future = site.client.submit(long_at_first, str(begun), resource_dict={"retries": 0})
         job = site.job(agent="--time=300", script=script)
         site.cluster.wait_for(begun.exists, LIMIT)
         site.cluster.run(["scancel", job])
         site.cluster.wait_for(lambda: not site.agents(), LIMIT)
-        (record,) = site.records("release")
-        assert record.about in (
-            "free the agent was told to end",
-            "free the agent's queue job is gone",
-        )
+        assert [record.about for record in site.records("release")] == [
+            "free the agent was told to end"
+        ]
+        site.job(agent="--time=300 --idle-timeout=1")
+        assert future.result(LIMIT) == "n1"
+
+    def test_an_orphan(self, site: Site, tmp_path: Path) -> None:
+        """The job's script is gone, and nobody tells the agent that it started."""
+        begun = tmp_path / "begun"
+        future = site.client.submit(long_at_first, str(begun), resource_dict={"retries": 0})
+        job = site.job(agent="--time=300", script="{agent}\ntrue")
+        site.cluster.wait_for(begun.exists, LIMIT)
+        (agent,) = site.agents()
+        parent = site.cluster.on("n1", ["ps", "-o", "ppid=", "-p", agent["pid"]])
+        site.cluster.on("n1", ["kill", "-KILL", parent.strip()])
+        site.ended(job)
+        site.cluster.wait_for(lambda: not site.agents(), LIMIT)
+        assert [record.about for record in site.records("release")] == [
+            "free the agent's queue job is gone"
+        ]
         site.job(agent="--time=300 --idle-timeout=1")
         assert future.result(LIMIT) == "n1"
 
