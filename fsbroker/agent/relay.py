@@ -105,8 +105,8 @@ class Relay:
         self._poll.register(self._process, select.EPOLLIN)
 
     def _launch(self, settings: Settings, door: Door) -> Process:
-        gpus = 1  # all that the job has there: which of them a worker sees, we say
-        launcher = fill(settings.launcher, Launch(1, nodes=settings.nodes, gpus=gpus))
+        # With all GPUs that the job has there: which of them a worker sees, it is told.
+        launcher = fill(settings.launcher, Launch(1, nodes=settings.nodes, gpus=1))
         program = shutil.which(launcher[0])
         if program is None:
             raise MissingProgram(
@@ -116,7 +116,8 @@ class Relay:
             )
         relay = [settings.python, "-m", "fsbroker.agent.relay", json.dumps(door.address)]
         guardian = [sys.executable, "-m", "fsbroker.agent.guardian", "{control}", "0"]
-        variables = environment(replace(settings, nodes=(self.node,)), os.environ)
+        variables = environment(settings, os.environ)
+        variables.pop("SLURM_GRES", None)
         output = os.path.join(settings.scratch, f"relay-{next(_numbers)}")
         process = Process(
             [*guardian, program, *launcher[1:], *relay],

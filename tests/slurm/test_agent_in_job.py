@@ -155,6 +155,12 @@ def meet(directory: str, name: object, count: int) -> tuple[str, int]:
     return os.uname().nodename, os.getpid()
 
 
+def devices(directory: str, name: object, count: int) -> tuple[str, str]:
+    """The node and the GPUs of a task, once so many have come."""
+    host, _ = meet(directory, name, count)
+    return host, os.environ["CUDA_VISIBLE_DEVICES"]
+
+
 def meet_all(directory: str) -> bool:
     from mpi4py import MPI
 
@@ -171,8 +177,8 @@ def until_exists(path: str) -> None:
 
 
 def start_and_wait(path: str) -> None:
-    """Starts a program in a session of its own, and waits with it."""
-    subprocess.Popen([MARK, "1000"], executable="/bin/sleep", start_new_session=True)
+    """Starts a program that nobody is the parent of, and waits with it."""
+    subprocess.run(["bash", "-c", f"setsid bash -c 'exec -a {MARK} sleep 1000' &"], check=True)
     until_exists(path)
 
 
@@ -335,6 +341,20 @@ class TestNodes:
         assert site.client.submit(where).result(LIMIT)[0] == "n2"
         (site.directory / "go").touch()
         block.result(LIMIT)
+
+    def test_gpus_of_all_nodes(self, site: Site) -> None:
+        """Tasks at once see disjoint devices, also where the first had none."""
+        wanted = ("--nodes=2", "--ntasks-per-node=2", "--gres=gpu:2")
+        site.job(*wanted, agent="--time=300 --idle-timeout=1")
+        meeting = str(site.directory / "met")
+        without = [site.client.submit(devices, f"{meeting}-none", n, 4) for n in range(4)]
+        assert [found for _, found in (each.result(LIMIT) for each in without)] == [""] * 4
+        wishes = {"gpus_per_core": 1}
+        futures = [
+            site.client.submit(devices, meeting, n, 4, resource_dict=wishes) for n in range(4)
+        ]
+        found = sorted(future.result(LIMIT) for future in futures)
+        assert found == [("n1", "0"), ("n1", "1"), ("n2", "0"), ("n2", "1")]
 
     def test_nothing_is_left_when_the_agent_is_killed(self, site: Site) -> None:
         """Serial workers and ranks of other nodes end with it, and what they started."""
