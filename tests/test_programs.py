@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -150,7 +151,6 @@ class TestMpiPrograms:
         bench = Bench(lambda given: MpiWorker(given, 2), chosen)
         value = bench.value(bench.call(start, compiled(flavour)))
         bench.worker.close()
-        value = value if isinstance(value, list) else [value, None]
         assert [line[:2] for line in lines(value[0])] == [["0", "2"], ["1", "2"]]
         assert value[1] is None
 
@@ -321,6 +321,11 @@ class TestEnvironment:
 
 
 class TestRun:
+    @pytest.fixture(autouse=True)
+    def temporary(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where logs go outside of tasks."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
     def test_what_it_tells(self, exe, tmp_path: Path) -> None:
         script = "cat; pwd; echo trouble >&2; exit 3"
         done = exe.submit(fsbroker.run, ["sh", "-c", script], cwd=tmp_path, stdin="in\n").result()
@@ -357,7 +362,6 @@ class TestRun:
         assert "bytes left out" in done.stdout
         assert len(done.stdout) < 2_200_000
         assert Path(done.stdout_log).stat().st_size == 3_000_001
-        shutil.rmtree(Path(done.stdout_log).parent)
 
     def test_its_key_is_the_same_in_every_session(self, tmp_path: Path) -> None:
         script = (
@@ -485,33 +489,33 @@ class TestMemory:
         assert future.result(timeout=60) > 0.3 * 2**30
 
 
-# -- in a SLURM job ----------------------------------------------------------------------
+# -- in a queue job ----------------------------------------------------------------------
 
 
-def in_job(directory: str, program: str) -> None:
-    """An agent's worker whose slot is both nodes of this job; what it found, as JSON."""
+def bench_in(directory: str, **chosen: Any) -> Bench:
+    """An agent's worker, in a program that runs in a job."""
+    for name in ("spool/users/u/tmp", "spool/users/u/blobs", "scratch"):
+        os.makedirs(f"{directory}/{name}")
+    places = {"spool": f"{directory}/spool", "scratch": f"{directory}/scratch"}
+    return Bench(
+        SerialWorker, Settings(area="users/u", environment={MARK: "in-job"}, **places, **chosen)
+    )
+
+
+def in_slurm(directory: str, program: str) -> None:
+    """A task whose slot is both nodes of this job; what it found, as JSON."""
     hosts = subprocess.run(
         ["scontrol", "show", "hostnames"], capture_output=True, text=True, check=True
     )
-    for name in ("spool/users/u/tmp", "spool/users/u/blobs", "scratch"):
-        os.makedirs(f"{directory}/{name}")
-    chosen = Settings(
-        spool=f"{directory}/spool",
-        area="users/u",
-        scratch=f"{directory}/scratch",
-        threads=4,
-        gpus=("1",),
-        nodes=tuple(hosts.stdout.split()),
-        environment={MARK: "in-job"},
-        launcher=TABLE["srun"],
-    )
-    bench = Bench(SerialWorker, chosen)
+    nodes = tuple(hosts.stdout.split())
+    bench = bench_in(directory, threads=4, gpus=("1",), nodes=nodes, launcher=TABLE["srun"])
     found = {
         "compiled": lines(bench.value(bench.call(start, program))),
         "plain": bench.value(bench.call(fsbroker.run, ["srun", "hostname"])).stdout.split(),
     }
-    bench.send(fsbroker.run, ["sh", "-c", 'touch $(hostname); sleep "$0"', SLEEP], mpi=True)
-    wait_for(lambda: all(os.path.exists(node) for node in chosen.nodes))
+    sleep = ["sh", "-c", 'touch $(hostname); sleep "$0"', SLEEP]
+    bench.send(fsbroker.run, sleep, cwd=directory, mpi=True)
+    wait_for(lambda: all(os.path.exists(f"{directory}/{node}") for node in nodes))
     found["before the end"] = sleepers()
     bench.worker.kill()
     bench.lost()
@@ -542,8 +546,8 @@ def test_a_task_of_one_rank_on_two_nodes(
     slurm: Cluster, compiled: Any, tmp_path: Path, flavour: str, inside: str
 ) -> None:
     """Also where the agent runs in a step, which has all of the first node's cores."""
-    call = f"from tests.test_programs import in_job; in_job('.', {compiled(flavour)!r})"
-    command = [sys.executable, "-c", call]
+    call = f"from tests.test_programs import in_slurm; in_slurm({str(tmp_path)!r}, "
+    command = [sys.executable, "-c", f"{call}{compiled(flavour)!r})"]
     if inside == "step":
         command = ["srun", "--nodes=1", "--ntasks=1", "--cpus-per-task=2", "--exact", *command]
     job = slurm.sbatch(
@@ -564,3 +568,29 @@ def test_a_task_of_one_rank_on_two_nodes(
     assert hosts == sorted(found["plain"])
     assert hosts[0] == hosts[1] != hosts[2] == hosts[3]
     assert (found["before the end"], found["after the end"]) == (4, 0)
+
+
+def in_flux(directory: str, program: str) -> None:
+    nodes = (os.uname().nodename,)
+    bench = bench_in(directory, threads=2, nodes=nodes, launcher=TABLE["flux"])
+    found = lines(bench.value(bench.call(start, program)))
+    bench.worker.close()
+    Path(directory, "found").write_text(json.dumps(found))
+
+
+@pytest.mark.flux
+@pytest.mark.mpich
+def test_a_task_of_one_rank_in_flux(compiled: Any, tmp_path: Path) -> None:
+    call = f"from tests.test_programs import in_flux; in_flux({str(tmp_path)!r}, "
+    done = subprocess.run(
+        ["flux", "start", sys.executable, "-c", f"{call}{compiled('mpich')!r})"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found").read_text())
+    assert [line[:2] + line[3:5] for line in found] == [
+        [str(rank), "2", "1", "gpus="] for rank in range(2)
+    ]

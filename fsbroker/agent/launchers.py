@@ -235,10 +235,13 @@ def mpiexecs(program: str, name: str) -> list[str]:
     Another MPI's would start as many groups of one rank as there should be ranks. Without
     a library to go by, the one beside the interpreter fits what mpi4py loads.
     """
-    linked = re.search(r"=> (\S*)/lib\w*/(\S*/)?libmpi\S*\.so", _said("ldd", program))
-    if linked is None:
+    linked = re.search(r"=> (\S*)/libmpi\S*\.so", _said("ldd", program))
+    # As the file system has it: some have /lib as another name of /usr/lib.
+    prefix = re.match(r"(.+)/lib\w*(/|$)", os.path.realpath(linked[1])) if linked else None
+    if prefix is None:
         return [os.path.join(sys.prefix, "bin", name), name]
-    return [f"{linked[1]}/bin/mpiexec", f"mpiexec.{library_of(program)}", name]
+    named = f"mpiexec.{library_of(program)}"
+    return [f"{prefix[1]}/bin/{named}", f"{prefix[1]}/bin/mpiexec", named, name]
 
 
 def _said(*argv: str) -> str:
