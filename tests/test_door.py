@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fsbroker.agent.door import LIFE, WORK, Arrival, Door, connect, lively
+from fsbroker.errors import NodeFailed
 
 
 @pytest.fixture(params=["path", "port"])
@@ -73,6 +74,11 @@ def test_the_port_is_of_the_way_to_the_other_node(door: Door) -> None:
     if not isinstance(door.address, str):
         assert door.address[0] == "127.0.0.1"
         assert door.address[1] > 0
+
+
+def test_a_node_that_nobody_knows(tmp_path: Path) -> None:
+    with pytest.raises(NodeFailed, match="no such node"):
+        Door(str(tmp_path / "door"), "no such node")
 
 
 def test_a_closed_door(door: Door) -> None:

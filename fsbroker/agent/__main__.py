@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--idle-timeout", type=float, default=120.0, metavar="SECONDS")
     parser.add_argument("--lease", type=float, default=30.0, metavar="SECONDS")
     parser.add_argument("--place", help='what started it: "local", or "slurm:123"')
+    names = ", ".join(TABLE)
     parser.add_argument(
-        "--launcher", help=f"of MPI ranks: {', '.join(TABLE)}, or a template as a JSON list"
+        "--launcher", type=_launcher, help=f"of MPI ranks: {names}, or a template as a JSON list"
     )
     parser.add_argument("--pmi", default="", help="srun's --mpi; default: what fits the MPI")
     parser.add_argument("--watch", choices=("auto", "watchdog", "polling"), default="auto")
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         place=options.place or allocation.place,
         margin=options.margin,
         idle_timeout=options.idle_timeout,
-        launcher=_launcher(options.launcher or allocation.launcher),
+        launcher=options.launcher or TABLE[allocation.launcher],
         pmi=options.pmi,
         watch=options.watch,
         lease=options.lease,

@@ -20,6 +20,8 @@ import struct
 from contextlib import suppress
 from typing import NamedTuple
 
+from fsbroker.errors import NodeFailed
+
 TOKEN = "FSBROKER_TOKEN"  # noqa: S105 (the name of the variable)
 
 WORK, LIFE = b"W", b"L"
@@ -50,7 +52,7 @@ class Door:
         node: name of a node; with it, ``path`` is not used.
 
     Raises:
-        OSError: the node's name cannot be resolved.
+        NodeFailed: the node's name cannot be resolved, or there is no way to it.
     """
 
     def __init__(self, path: str, node: str | None = None) -> None:
@@ -152,10 +154,17 @@ def _own_address(node: str) -> tuple[socket.AddressFamily, str]:
 
     Not that of our own name, which many systems map to the loopback interface.
     """
-    family, kind, protocol, _, there = socket.getaddrinfo(node, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(there)  # of a datagram socket: nothing is sent
-        return family, probe.getsockname()[0]
+    try:
+        family, kind, protocol, _, there = socket.getaddrinfo(node, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(there)  # of a datagram socket: nothing is sent
+            return family, probe.getsockname()[0]
+    except OSError as error:
+        raise NodeFailed(
+            f"There is no way to another node of the job ({error})",
+            node,
+            "Start one agent on each node: srun --ntasks-per-node=1 fsbroker agent ...",
+        ) from error
 
 
 def _uid_of(peer: socket.socket) -> int:

@@ -69,6 +69,9 @@ GRACE = 2.0
 START_LIMIT = 60.0
 """Seconds for all ranks to say hello."""
 
+PMI_LIMIT = 10.0
+"""Seconds for mpi4py to say which MPI it loads: the agent waits, and must not be taken for dead."""
+
 TAIL = 2000
 """Characters of the launcher's last words in an error."""
 
@@ -119,7 +122,7 @@ def _pmi_of(python: str, variables: tuple[tuple[str, str], ...]) -> str:
             env=dict(variables),
             capture_output=True,
             text=True,
-            timeout=START_LIMIT,
+            timeout=PMI_LIMIT,
             check=False,
         )
     except subprocess.TimeoutExpired:

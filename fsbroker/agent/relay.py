@@ -30,7 +30,7 @@ from itertools import count
 
 from fsbroker.agent import guardian, messages, scratch
 from fsbroker.agent.door import TOKEN, WORK, Address, Door, connect, lively
-from fsbroker.agent.launchers import Launch, fill
+from fsbroker.agent.launchers import TABLE, Launch, fill
 from fsbroker.agent.memory import Excess
 from fsbroker.agent.messages import Drop, Gone, Kill, Start
 from fsbroker.agent.processes import GPU_VARIABLES, Process, Settings, environment
@@ -106,7 +106,7 @@ class Relay:
 
     def _launch(self, settings: Settings, door: Door) -> Process:
         # With all GPUs that the job has there: which of them a worker sees, it is told.
-        launcher = fill(settings.launcher, Launch(1, nodes=settings.nodes, gpus=1))
+        launcher = fill(TABLE["srun"], Launch(1, nodes=settings.nodes, gpus=1))
         program = shutil.which(launcher[0])
         if program is None:
             raise MissingProgram(
