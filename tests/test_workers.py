@@ -806,7 +806,7 @@ class TestAgentsSide:
 
     def test_frames_come_in_pieces(self) -> None:
         sent: list[messages.Message] = [
-            messages.Hello("t", 1, 2, 3),
+            messages.Hello(1, 2, 3),
             messages.Stop(),
             messages.Forget((1, 2)),
         ]

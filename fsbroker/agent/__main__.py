@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import sys
+from dataclasses import replace
 
+from fsbroker.agent.allocation import Node, current
+from fsbroker.agent.launchers import TABLE
 from fsbroker.agent.loop import Agent, Plan
+from fsbroker.agent.walltime import MARGIN
 from fsbroker.environment import environment
 from fsbroker.errors import FsbrokerError
 from fsbroker.spool.spool import open_spool
@@ -17,22 +22,43 @@ def main(arguments: list[str] | None = None) -> int:
     """Run an agent; the exit code: 0 idle or told to end, 1 an error, 3 taken for dead."""
     parser = argparse.ArgumentParser(prog="fsbroker agent", description="Run tasks of a spool.")
     parser.add_argument("--spool", default=os.environ.get("FSBROKER_SPOOL"))
-    parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--gpus", default="", help="ids of the GPUs to use, with commas between")
-    parser.add_argument("--memory", type=int, default=0, help="MB; 0 for no limit")
+    parser.add_argument("--cores", type=int, help="of this machine alone; default: all allotted")
+    parser.add_argument("--gpus", default="", help="with --cores: ids, with commas between")
+    parser.add_argument("--memory", type=int, default=0, help="with --cores: MB; 0 for no limit")
+    parser.add_argument(
+        "--time", type=float, default=0.0, metavar="SECONDS", help="that the queue job was given"
+    )
+    parser.add_argument(
+        "--margin",
+        type=float,
+        default=MARGIN,
+        metavar="SECONDS",
+        help="before the job's end: nothing is claimed any more",
+    )
     parser.add_argument("--idle-timeout", type=float, default=120.0, metavar="SECONDS")
     parser.add_argument("--lease", type=float, default=30.0, metavar="SECONDS")
-    parser.add_argument("--place", default="local")
+    parser.add_argument("--place", help='what started it: "local", or "slurm:123"')
+    names = ", ".join(TABLE)
+    parser.add_argument(
+        "--launcher", type=_launcher, help=f"of MPI ranks: {names}, or a template as a JSON list"
+    )
+    parser.add_argument("--pmi", default="", help="srun's --mpi; default: what fits the MPI")
     parser.add_argument("--watch", choices=("auto", "watchdog", "polling"), default="auto")
     options = parser.parse_args(arguments)
     if not options.spool:
         parser.error("name the spool with --spool or FSBROKER_SPOOL")
+    allocation = current(options.time)
+    if options.cores:
+        gpus = tuple(filter(None, options.gpus.split(",")))
+        own = Node(allocation.nodes[0].name, options.cores, gpus, options.memory)
+        allocation = replace(allocation, nodes=(own,))
     plan = Plan(
-        cores=options.cores,
-        gpus=tuple(filter(None, options.gpus.split(","))),
-        memory=options.memory,
+        allocation=allocation,
+        place=options.place or allocation.place,
+        margin=options.margin,
         idle_timeout=options.idle_timeout,
-        place=options.place,
+        launcher=options.launcher or TABLE[allocation.launcher],
+        pmi=options.pmi,
         watch=options.watch,
         lease=options.lease,
     )
@@ -40,13 +66,18 @@ def main(arguments: list[str] | None = None) -> int:
         "host": platform.node(),
         "python": sys.executable,
         "version": platform.python_version(),
-        "job": os.environ.get("SLURM_JOB_ID") or os.environ.get("FLUX_JOB_ID") or "",
+        "job": allocation.job,
+        "restart": allocation.restarts,
     }
     try:
         return Agent(open_spool(options.spool), plan, environment(), origin).run()
     except FsbrokerError as error:
         print(f"fsbroker agent: {error}", file=sys.stderr)
         return 1
+
+
+def _launcher(text: str) -> tuple[str, ...]:
+    return TABLE[text] if text in TABLE else tuple(json.loads(text))
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import selectors
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Union
 
 from fsbroker.agent.messages import Call, Ended, Forget, Function, Input, Returned, Slice
@@ -24,6 +25,7 @@ from fsbroker.task import Status
 
 if TYPE_CHECKING:
     from fsbroker.agent.mpi import MpiWorker
+    from fsbroker.agent.relay import Relay
 
 Worker = Union[SerialWorker, "MpiWorker"]
 
@@ -244,13 +246,12 @@ class Crew:
         self._slots = slots
         self._selector = selector
         self._make = make
+        self._relays: dict[str, Relay] = {}
         self.members: list[Member] = []
 
     def room(self, shape: Shape) -> int:
         """How many more workers of this shape could be busy, if idle ones of others gave way."""
-        used = sum(len(one.slot.cores) for one in self.members if not one.is_idle())
-        each = shape.cores * shape.threads
-        return max(0, (self._slots.total.cores - used) // each)
+        return self._slots.room(shape, [one.slot for one in self.members if one.is_idle()])
 
     def of(self, shape: Shape) -> list[Member]:
         """The busy workers of this shape."""
@@ -281,7 +282,7 @@ class Crew:
     def _start(self, slot: Slot) -> Member:
         settings = self._make(slot)
         try:
-            worker = _worker(settings, slot.shape.cores)
+            worker = self._worker(settings, slot.shape.cores)
         except FsbrokerError:
             self._slots.give_back(slot)
             raise
@@ -290,9 +291,14 @@ class Crew:
         self._selector.register(worker, selectors.EVENT_READ, member)
         return member
 
+    def mute(self, member: Member) -> None:
+        """Hear a worker no more; it keeps its slot until it is dismissed."""
+        self._selector.unregister(member.worker)
+
     def dismiss(self, member: Member) -> None:
         """Let go of a worker; killed if it still lives."""
-        self._selector.unregister(member.worker)
+        with suppress(KeyError):
+            self._selector.unregister(member.worker)
         member.worker.close()
         self.members.remove(member)
         self._slots.give_back(member.slot)
@@ -300,10 +306,36 @@ class Crew:
     def busy(self) -> bool:
         return any(member.rows_left() for member in self.members)
 
+    def _worker(self, settings: Settings, ranks: int) -> Worker:
+        if ranks > 1:
+            from fsbroker.agent.mpi import MpiWorker
 
-def _worker(settings: Settings, ranks: int) -> Worker:
-    if ranks == 1:
-        return SerialWorker(settings)
-    from fsbroker.agent.mpi import MpiWorker
+            return MpiWorker(settings, ranks)
+        if not settings.elsewhere:
+            return SerialWorker(settings)
+        from fsbroker.agent.relay import RemoteWorker
 
-    return MpiWorker(settings, ranks)
+        return RemoteWorker(settings, self._relay_to(settings))
+
+    def _relay_to(self, settings: Settings) -> Relay:
+        """The relay on a worker's node, started if there is none that lives."""
+        from fsbroker.agent.relay import Relay
+
+        (node,) = settings.nodes
+        relay = self._relays.get(node)
+        if relay is None or not relay.alive:
+            if relay is not None:
+                self._selector.unregister(relay)
+                relay.close()
+            relay = self._relays[node] = Relay(settings)
+            self._selector.register(relay, selectors.EVENT_READ, relay)
+        return relay
+
+    def close(self) -> None:
+        """Let go of all workers, and of what started them on other nodes."""
+        for member in list(self.members):
+            self.dismiss(member)
+        for relay in self._relays.values():
+            self._selector.unregister(relay)
+            relay.close()
+        self._relays.clear()

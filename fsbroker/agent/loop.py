@@ -22,11 +22,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsbroker.agent import scratch
+from fsbroker.agent.allocation import Allocation
 from fsbroker.agent.crew import Crew, Doom, Member, Unit, bulk_of, units_of
+from fsbroker.agent.launchers import TABLE
 from fsbroker.agent.messages import Ended, Output, Returned
 from fsbroker.agent.processes import Settings
 from fsbroker.agent.session import AgentSession
 from fsbroker.agent.slots import Slot, Slots
+from fsbroker.agent.walltime import MARGIN, Walltime
 from fsbroker.agent.workers import Lost
 from fsbroker.errors import DependencyFailed, FileDamaged, FsbrokerError, OutOfMemory
 from fsbroker.resources import Shape, parse_shape
@@ -60,6 +63,10 @@ TAIL = 2000
 """Bytes of stderr that an error shows."""
 BAD_STARTS = 3
 """Workers that end before they are ready, one after the other: the agent gives up."""
+JUDGE_AFTER = 1.0
+"""Seconds from the loss of a worker in a queue job to its judgement: nodes of a job that is
+cancelled are told one after the other."""
+TIME_IS_OVER = "the time of the agent's queue job was over"
 
 _NOTHING = Value(Encoding.PLAIN, b"null")
 
@@ -69,18 +76,21 @@ class Plan:
     """What an agent was started with.
 
     Attributes:
-        cores: how many it may use. gpus: ids of its devices. memory: MB, 0: no limit.
+        allocation: the nodes that it may use, and until when.
+        place: what started it: "local", or a queue job: "slurm:123".
+        margin: seconds before the end of its job from which on it claims nothing.
         idle_timeout: seconds without work after which it ends.
-        place: what started it: "local", or a queue job's id.
+        launcher: template that MPI ranks are started by. pmi: srun's ``--mpi``; "": found.
         watch: how to see news: "auto", "watchdog" or "polling".
         lease: seconds of silence after which another agent is taken for dead.
     """
 
-    cores: int
-    gpus: tuple[str, ...] = ()
-    memory: int = 0
-    idle_timeout: float = 120.0
+    allocation: Allocation
     place: str = "local"
+    margin: float = MARGIN
+    idle_timeout: float = 120.0
+    launcher: tuple[str, ...] = TABLE["mpiexec"]
+    pmi: str = ""
     watch: str = "auto"
     lease: float = 30.0
 
@@ -91,10 +101,11 @@ class Agent:
     def __init__(self, spool: Spool, plan: Plan, environment: str, origin: dict[str, Any]) -> None:
         self._spool = spool
         self._plan = plan
-        described = describe(place=plan.place, cores=plan.cores, **origin)
+        self._slots = Slots(plan.allocation.nodes)
+        described = describe(place=plan.place, cores=self._slots.cores, **origin)
         self.session = AgentSession(spool, environment, origin, described, plan.lease)
         self._selector = selectors.DefaultSelector()
-        self._slots = Slots(plan.cores, plan.gpus, plan.memory)
+        self._walltime = Walltime(plan.allocation, plan.margin)
         self._crew = Crew(self._slots, self._settings, self._selector)
         scratch.sweep()
         self._scratch = scratch.make()
@@ -111,7 +122,8 @@ class Agent:
         self._look_after_every = LOOK_AFTER_EVERY
         self._last_work = time.monotonic()
         self._bad_starts = 0
-        self._stopping = False
+        self._suspects: deque[tuple[float, Member, Lost]] = deque()
+        self._over = ""
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _settings(self, slot: Slot) -> Settings:
@@ -125,6 +137,11 @@ class Agent:
             gpus=slot.gpus,
             memory=slot.shape.memory,
             durable=durable,
+            node=self._plan.allocation.nodes[0].name,
+            nodes=slot.nodes,
+            shared=f"{files.root}/{area.tmp}",
+            launcher=self._plan.launcher,
+            pmi=self._plan.pmi,
         )
 
     # -- life ----------------------------------------------------------------------------
@@ -135,24 +152,26 @@ class Agent:
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
         self._watch = watch(f"{files.root}/{area.tasks}", self._wake, self._plan.watch)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+            signal.signal(number, self._told_to_end)
         self.session.join()
         try:
             self._find_work(woken=True)  # of what is there already nobody will tell
-            while not self._stopping:
+            if self._walltime.ask():
+                self._selector.register(self._walltime, selectors.EVENT_READ, self._walltime)
+            while not self._over:
                 self._turn()
             self._wind_up()
         except Sealed:
             return 3
         finally:
             self._watch.stop()
-            for member in list(self._crew.members):
-                self._crew.dismiss(member)
+            self._walltime.close()
+            self._crew.close()
             scratch.remove(self._scratch)
         return 0
 
-    def _stop(self, *_: object) -> None:
-        self._stopping = True
+    def _told_to_end(self, *_: object) -> None:
+        self._over = self._over or "the agent was told to end"
         self._wake()
 
     def _wake(self) -> None:
@@ -160,11 +179,13 @@ class Agent:
             os.write(self._wake_writer, b"\0")
 
     def _wind_up(self) -> None:
-        """Publish what has ended, give back the rest, vanish."""
+        """Publish what has ended, give back the rest and say why, vanish.
+
+        Quick: from SIGTERM to SIGKILL some sites give five seconds.
+        """
         self._publish()
-        for member in list(self._crew.members):
-            self._crew.dismiss(member)
-        self.session.leave()
+        self._crew.close()
+        self.session.leave(self._over)
 
     def _turn(self) -> None:
         events = self._selector.select(self._patience())
@@ -172,6 +193,11 @@ class Agent:
         for key, _ in events:
             if isinstance(key.data, Member):
                 self._hear(key.data)
+            elif isinstance(key.data, Walltime):
+                self._selector.unregister(key.data)
+                key.data.hear()
+            elif key.data is not None:
+                key.data.attend()  # a relay: what it tells of workers is heard in the next turn
             else:
                 woken = True
                 with suppress(BlockingIOError):
@@ -179,8 +205,11 @@ class Agent:
         self._feed()
         if self._outcomes and self._is_due():
             self._publish()
-        self._find_work(woken)
-        self._look_after()
+        self._judge()
+        self._watch_the_clock()
+        if not self._over:
+            self._find_work(woken)
+            self._look_after()
 
     def _patience(self) -> float:
         """Seconds until something has to be done that nobody will tell of."""
@@ -189,7 +218,9 @@ class Agent:
         if self._hungry() and self._units:
             return 0.0
         delay = self._watch.delay if self._hungry() else LOOK_AFTER_EVERY
-        return min(delay, self._look_after_every)
+        if self._suspects:
+            delay = min(delay, max(0.0, self._suspects[0][0] - time.monotonic()))
+        return min(delay, self._look_after_every, self._walltime.next_change())
 
     def _is_due(self) -> bool:
         """Nothing more is coming soon, or it was waited for long enough."""
@@ -204,7 +235,7 @@ class Agent:
 
     def _find_work(self, woken: bool) -> None:
         """Claim, while there is room for more than what is held."""
-        if not self._has_room():
+        if not self._has_room() or self._walltime.until_margin() <= 0:
             return
         now = time.monotonic()
         if woken or (self._hungry() and now - self._last_poll >= self._watch.delay):
@@ -222,10 +253,11 @@ class Agent:
             self._watch.waited()
 
     def _has_room(self) -> bool:
-        return len(self._units) <= self._plan.cores
+        return len(self._units) <= self._slots.cores
 
     def _claim(self, *, thorough: bool) -> bool:
-        claim = self.session.claim(self._want, thorough=thorough)
+        time_left = self._walltime.for_a_task()
+        claim = self.session.claim(self._want, thorough=thorough, time_left=time_left)
         if claim is None:
             return False
         live = claim.live
@@ -305,7 +337,7 @@ class Agent:
         duration = self._durations.get(live.file.function_digest(rows[0]))
         if duration is None:
             return 1
-        share = -(-len(rows) // self._plan.cores)
+        share = -(-len(rows) // self._slots.cores)
         return max(1, min(MOST_ROWS, share, int(UNIT_TIME / duration)))
 
     def _feed(self) -> None:
@@ -359,7 +391,7 @@ class Agent:
             elif isinstance(message, Ended):
                 self._ended(member, message)
             else:
-                self._lost(member, message)
+                self._suspect(member, message)
                 return
         if member.worker.ready:
             self._bad_starts = 0
@@ -419,8 +451,27 @@ class Agent:
                 error["tail"] = stderr[-TAIL:].decode(errors="replace")
         return error
 
+    def _suspect(self, member: Member, lost: Lost) -> None:
+        """A worker is gone. In a queue job that may be the job's end, of which we hear soon."""
+        if self._plan.allocation.kind and member.doom is None:
+            self._crew.mute(member)
+            self._suspects.append((time.monotonic() + JUDGE_AFTER, member, lost))
+        else:
+            self._lost(member, lost)
+
+    def _judge(self) -> None:
+        now = time.monotonic()
+        while self._suspects and self._suspects[0][0] <= now:
+            self._lost(*self._suspects.popleft()[1:])
+
     def _lost(self, member: Member, lost: Lost) -> None:
-        """A worker is gone: the row that it ran is charged, the others run elsewhere."""
+        """A worker is gone: the row that it ran is charged, the others run elsewhere.
+
+        At the agent's end nothing is charged: SLURM signals all processes of a job, in no order.
+        """
+        if self._over:
+            self._crew.dismiss(member)
+            return
         current = member.current()
         units = member.take_all()
         self._crew.dismiss(member)
@@ -523,6 +574,12 @@ class Agent:
         if now - self._last_look < self._look_after_every:
             return
         self._last_look = now
+        if self._walltime.has_no_answer():
+            self._selector.unregister(self._walltime)
+            self._walltime.close()
+        if self._walltime.is_orphan():
+            self._over = "the agent's queue job is gone"
+            return
         self._enforce_limits(now)
         self._cancel_running()
         found = self.session.recover()
@@ -539,8 +596,23 @@ class Agent:
             self._look_after_every = LOOK_AFTER_EVERY
             return
         self._look_after_every = min(LOOK_AFTER_AT_LEAST, 1.5 * self._look_after_every)
-        if now - self._last_work > self._plan.idle_timeout:
-            self._stopping = not self.session.others_hold_rows()
+        if now - self._last_work > self._plan.idle_timeout and not self.session.others_hold_rows():
+            self._over = "the agent was idle"
+
+    def _watch_the_clock(self) -> None:
+        """Near the end of the job: give back what has not started, and at last everything."""
+        if self._walltime.until_margin() > 0:
+            return
+        self._give_back_queued()
+        idle = not (self._crew.busy() or self._outcomes)
+        if idle or self._walltime.until_last_moment() <= 0:
+            self._over = self._over or TIME_IS_OVER
+
+    def _give_back_queued(self) -> None:
+        while self._units:
+            unit = self._units.popleft()
+            with suppress(Retired):
+                self.session.release(unit.live, list(unit.rows), TIME_IS_OVER)
 
     def _tidy(self) -> bool:
         self._last_tidy = time.monotonic()

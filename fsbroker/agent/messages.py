@@ -1,7 +1,8 @@
-"""What an agent and its workers say to each other, over a Unix socket.
+"""What an agent and its workers say to each other, over a socket.
 
     agent -> worker    Function, Slice, Call, Forget; Stop at last
     worker -> agent    Hello once (or NotReady), then Returned and Ended, in the order of the rows
+    agent <-> relay    Start, Kill, Drop; Gone
 
 Each message travels as a frame: its length (8 bytes, little endian), then the
 pickle (protocol 5) of ``(name of the class, *fields)``. Numbers of many rows travel
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import pickle
 import struct
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 from fsbroker.task import ArrayRef, Blob, Value
 
@@ -21,17 +22,21 @@ __all__ = [
     "ArrayRef",
     "Blob",
     "Call",
+    "Drop",
     "Ended",
     "Forget",
     "Frames",
     "Function",
+    "Gone",
     "Hello",
     "Input",
+    "Kill",
     "Message",
     "NotReady",
     "Output",
     "Returned",
     "Slice",
+    "Start",
     "Stop",
     "Value",
     "frame",
@@ -111,7 +116,6 @@ class Hello(NamedTuple):
     started the rank, as its environment tells.
     """
 
-    token: str
     rank: int
     size: int
     pid: int
@@ -128,7 +132,6 @@ class Aborting(NamedTuple):
 class NotReady(NamedTuple):
     """A rank cannot take part: ``error`` is the pickled `FsbrokerError` that says why."""
 
-    token: str
     error: bytes
 
 
@@ -181,7 +184,57 @@ class Ended(NamedTuple):
     outputs: tuple[Output, ...] = ()
 
 
-Message = Function | Slice | Call | Forget | Stop | Hello | Aborting | NotReady | Returned | Ended
+class Start(NamedTuple):
+    """To a relay: start a serial worker, and connect it to a door (see `relay`)."""
+
+    number: int
+    settings: dict[str, Any]
+    address: str | tuple[str, int]
+    token: str
+
+
+class Kill(NamedTuple):
+    """To a relay: have a worker killed, so many seconds from now."""
+
+    number: int
+    after: float
+
+
+class Drop(NamedTuple):
+    """To a relay: nobody asks for this worker any more."""
+
+    number: int
+
+
+class Gone(NamedTuple):
+    """From a relay: a worker has ended, and what it had not reported of its output.
+
+    ``excess``: limit and use in bytes, if it was killed because it used too much memory.
+    """
+
+    number: int
+    reason: str
+    stdout: bytes
+    stderr: bytes
+    excess: tuple[float, float] | None = None
+
+
+Message = (
+    Function
+    | Slice
+    | Call
+    | Forget
+    | Stop
+    | Hello
+    | Aborting
+    | NotReady
+    | Returned
+    | Ended
+    | Start
+    | Kill
+    | Drop
+    | Gone
+)
 
 _TYPES = {kind.__name__: kind for kind in get_args(Message)}
 

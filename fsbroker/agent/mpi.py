@@ -1,7 +1,7 @@
 """The agent's side of MPI groups: workers of several ranks.
 
     agent --control--> guardian --> mpiexec --> ranks
-      ^------------- Unix socket of each rank -----'
+      ^------------ connection of each rank -------'
 
 Every rank connects to the agent by itself, gets the call and reports how it ended for it:
 no outcome ever needs the ranks to agree, so one that fails cannot make the others hang
@@ -9,7 +9,9 @@ longer than `GRACE`. A group is kept for the next call after one that went well 
 ranks. After any failure it is ended: messages that were sent but not received would reach
 the next task.
 
-All ranks run on the agent's node, for their sockets do.
+In a queue job the site's launcher starts the ranks, also on other nodes of the job. They are
+no descendants of the agent's guardian then: each has one of its own, which ends all that the
+rank has started when its connection to the agent ends.
 """
 
 from __future__ import annotations
@@ -22,18 +24,29 @@ import re
 import secrets
 import select
 import shutil
+import signal
 import socket
 import struct
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import lru_cache
 from itertools import count
 from typing import Any, NamedTuple
 
 from fsbroker import pickling
 from fsbroker.agent import capture, messages
-from fsbroker.agent.launchers import Launch, fill
+from fsbroker.agent.door import LIFE, TOKEN, Door, lively
+from fsbroker.agent.launchers import (
+    Launch,
+    fill,
+    mpi_of,
+    pmi_for,
+    pmi_offered,
+)
+from fsbroker.agent.memory import Excess
 from fsbroker.agent.messages import (
     Aborting,
     ArrayRef,
@@ -45,9 +58,9 @@ from fsbroker.agent.messages import (
     Returned,
     Value,
 )
-from fsbroker.agent.processes import Process, Settings, environment, exit_text
+from fsbroker.agent.processes import CHUNK, Process, Settings, environment, exit_text
 from fsbroker.agent.workers import PACKAGE_ROOT, TURN, Connection, Lost, Report, Sent
-from fsbroker.errors import FsbrokerError, MissingProgram, RankFailed, WorkerLost
+from fsbroker.errors import FsbrokerError, MissingProgram, OutOfMemory, RankFailed, WorkerLost
 from fsbroker.task import Encoding, Payload, Status
 
 GRACE = 2.0
@@ -56,10 +69,11 @@ GRACE = 2.0
 START_LIMIT = 60.0
 """Seconds for all ranks to say hello."""
 
+PMI_LIMIT = 10.0
+"""Seconds for mpi4py to say which MPI it loads: the agent waits, and must not be taken for dead."""
+
 TAIL = 2000
 """Characters of the launcher's last words in an error."""
-
-TOKEN = "FSBROKER_TOKEN"  # noqa: S105 (the name of the variable)
 
 _LONGEST_PATH = 90  # of the directory of a socket: the kernel takes 107 bytes in all
 
@@ -75,7 +89,9 @@ def find_launcher(template: Sequence[str], settings: Settings, ranks: int) -> li
     Raises:
         MissingProgram: it is not installed.
     """
-    filled = fill(template, Launch(ranks, settings.threads, settings.nodes))
+    gpus, memory = len(settings.gpus), settings.memory
+    launch = Launch(ranks, settings.threads, settings.nodes, gpus, memory, _pmi(settings))
+    filled = fill(template, launch)
     # Beside the interpreter first: there is the MPI that mpi4py loads first, too.
     beside = os.path.join(os.path.dirname(settings.python), filled[0])
     path = settings.environment.get("PATH", os.environ.get("PATH"))
@@ -90,44 +106,46 @@ def find_launcher(template: Sequence[str], settings: Settings, ranks: int) -> li
     return [found, *filled[1:]]
 
 
+def _pmi(settings: Settings) -> str:
+    """What to give to srun's ``--mpi``: what the site says, or what mpi4py's MPI speaks."""
+    if settings.pmi or not any("{pmi}" in argument for argument in settings.launcher):
+        return settings.pmi
+    return _pmi_of(settings.python, tuple(environment(settings, os.environ).items()))
+
+
+@lru_cache(8)
+def _pmi_of(python: str, variables: tuple[tuple[str, str], ...]) -> str:
+    program = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI"
+    try:
+        said = subprocess.run(
+            [python, "-c", f"{program}; print(MPI.Get_library_version())"],
+            env=dict(variables),
+            capture_output=True,
+            text=True,
+            timeout=PMI_LIMIT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return ""
+    return pmi_for(mpi_of(said.stdout), pmi_offered())  # the ranks say what is wrong, if it is
+
+
 class _Place:
-    """A directory for one group, for this user alone, with the socket that ranks connect to.
+    """A directory for one group, for this user alone, with the door that ranks come to.
 
     Open MPI keeps its files there too: where a group was killed, they would stay.
     """
 
-    def __init__(self, scratch: str) -> None:
-        self.path = os.path.join(scratch, f"mpi-{next(_numbers)}")
+    def __init__(self, settings: Settings) -> None:
+        self.path = os.path.join(settings.scratch, f"mpi-{next(_numbers)}")
         if len(os.fsencode(self.path)) > _LONGEST_PATH:
             self.path = tempfile.mkdtemp(prefix="fsb-", dir="/tmp")
         else:
             os.mkdir(self.path, 0o700)
-        self.address = os.path.join(self.path, "agent")
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.bind(self.address)
-        self.socket.listen(1024)
-        self.socket.setblocking(False)
-
-    def accept(self) -> list[socket.socket]:
-        """Those who have connected and belong to us."""
-        found = []
-        with suppress(BlockingIOError):
-            while True:
-                peer, _ = self.socket.accept()
-                if _uid_of(peer) == os.getuid():
-                    found.append(peer)
-                else:
-                    peer.close()
-        return found
-
-    def close(self) -> None:
-        """No rank is expected any more."""
-        self.socket.close()
-        with suppress(FileNotFoundError):
-            os.unlink(self.address)
+        self.door = Door(os.path.join(self.path, "agent"), next(iter(settings.elsewhere), None))
 
     def remove(self) -> None:
-        self.close()
+        self.door.close()
         shutil.rmtree(self.path, ignore_errors=True)
 
 
@@ -140,12 +158,6 @@ def shared_memory_of(pids: Iterable[int]) -> set[str]:
     return found
 
 
-def _uid_of(peer: socket.socket) -> int:
-    credentials = struct.Struct("3i")
-    found = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, credentials.size)
-    return int(credentials.unpack(found)[1])
-
-
 # -- what happened -----------------------------------------------------------------------
 
 _ABORTED = (
@@ -156,6 +168,8 @@ _KILLED = (
     re.compile(rb"process rank (?P<rank>\d+) .*?on signal (?P<signal>\d+)", re.DOTALL),
     re.compile(rb"PID (?P<pid>\d+) RUNNING AT.*?EXIT CODE: (?P<signal>\d+)", re.DOTALL),
 )
+_SRUN_KILLED = re.compile(rb"srun: error: \S+: tasks? (?P<rank>\d+)\S*: (?P<how>[^\n(]*)")
+_SIGNALS = {signal.strsignal(number): number for number in signal.valid_signals()}
 
 
 class Death(NamedTuple):
@@ -180,6 +194,10 @@ def read_death(said: bytes, pids: Mapping[int, int]) -> Death | None:
             # Hydra gives the exit code of a rank that ended by itself in the same place.
             by_signal = "rank" in parts or b"(signal %d)" % number in said
             return Death(rank, exit_text(-number if by_signal else number))
+    if found := _SRUN_KILLED.search(said):
+        how = found["how"].decode(errors="replace").strip()
+        by = _SIGNALS.get(how)
+        return Death(int(found["rank"]), exit_text(-by) if by else how.removeprefix("Exited with "))
     return None
 
 
@@ -258,12 +276,17 @@ class MpiWorker:
         self.alive = True
         self.pids: dict[int, int] = {}
         self._gone = False
-        self._token = secrets.token_hex(16)
         self._launcher = find_launcher(settings.launcher, settings, ranks)
-        self._output = os.path.join(settings.scratch, f"group-{next(_numbers)}")
+        self._output = self._own_output = os.path.join(settings.scratch, f"group-{next(_numbers)}")
+        if settings.elsewhere:
+            self._output = os.path.join(settings.shared, f"group-{secrets.token_hex(8)}")
         self._poll = select.epoll()
-        self._place = _Place(settings.scratch)
-        self._poll.register(self._place.socket, select.EPOLLIN)
+        self._place = _Place(settings)
+        self._poll.register(self._place.door, select.EPOLLIN)
+        self._guarded = bool(settings.nodes)
+        self._lives: dict[int, socket.socket] = {}
+        self._guarded_ranks = 0
+        self._excess: OutOfMemory | None = None
         self._shared: set[str] = set()
         self._peers: dict[int, Connection] = {}
         self._rank_of: dict[int, int] = {}
@@ -280,7 +303,9 @@ class MpiWorker:
 
     def _launch(self) -> Process:
         plan = {
-            "connect": self._place.address,
+            "connect": self._place.door.address,
+            "guarded": self._guarded,
+            "memory": -(-self.settings.memory // self.ranks),
             "output": self._output,
             "spool": self.settings.spool,
             "area": self.settings.area,
@@ -293,9 +318,9 @@ class MpiWorker:
         variables = environment(self.settings, os.environ)
         for name in ("OMPI_MCA_orte_tmpdir_base", "PRTE_MCA_prte_tmpdir_base"):
             variables[name] = self._place.path
-        variables[TOKEN] = self._token  # not an argument: `ps` shows those to everybody
+        variables[TOKEN] = self._place.door.token  # not an argument: `ps` shows those to everybody
         process = Process(
-            [*guardian, *self._launcher, *rank], variables, PACKAGE_ROOT, self._output
+            [*guardian, *self._launcher, *rank], variables, PACKAGE_ROOT, self._own_output
         )
         process.kill(after=START_LIMIT)
         return process
@@ -333,9 +358,12 @@ class MpiWorker:
         return found
 
     def _attend(self, descriptor: int, at_most: float) -> list[Ended]:
-        if descriptor == self._place.socket.fileno():
-            for accepted in self._place.accept():
-                self._peers[accepted.fileno()] = Connection(accepted, self._poll)
+        if not self.ready and descriptor == self._place.door.fileno():
+            self._let_in()
+            self._begin_if_complete()
+            return []
+        if descriptor in self._lives:
+            self._hear_guardian(descriptor)
             return []
         peer = self._peers.get(descriptor)
         if peer is None:  # the process: it has been asked
@@ -350,6 +378,29 @@ class MpiWorker:
             self._hang_up(descriptor)
         return found
 
+    def _let_in(self) -> None:
+        for peer, purpose in self._place.door.accept():
+            lively(peer)
+            if purpose == LIFE:
+                self._guarded_ranks += 1
+                self._lives[peer.fileno()] = peer
+                self._poll.register(peer, select.EPOLLIN)
+            else:
+                self._peers[peer.fileno()] = Connection(peer, self._poll)
+
+    def _hear_guardian(self, descriptor: int) -> None:
+        """A rank used too much memory, or it has ended, and all that it had started."""
+        life = self._lives[descriptor]
+        said = b""
+        with suppress(OSError):
+            said = life.recv(CHUNK, socket.MSG_DONTWAIT)
+        if said:
+            rank = Excess.unpack(said)
+            self._excess = OutOfMemory(f"A rank of the task {rank}", os.uname().nodename)
+        else:
+            self._poll.unregister(life)
+            self._lives.pop(descriptor).close()
+
     def _hang_up(self, descriptor: int) -> None:
         self._peers.pop(descriptor, None)
         rank = self._rank_of.pop(descriptor, None)
@@ -362,7 +413,7 @@ class MpiWorker:
             self._welcome(descriptor, message)
         elif isinstance(message, Aborting) and descriptor in self._rank_of:
             self._aborted = (self._rank_of[descriptor], f"called MPI_Abort({message.code})")
-        elif isinstance(message, NotReady) and message.token == self._token:
+        elif isinstance(message, NotReady):
             self._refuse(pickle.loads(message.error))
         elif isinstance(message, Ended) and descriptor in self._rank_of:
             return self._collect(message)
@@ -371,20 +422,19 @@ class MpiWorker:
         return None
 
     def _welcome(self, descriptor: int, hello: Hello) -> None:
-        if hello.token != self._token:
-            self._peers.pop(descriptor).close()
-        elif hello.size != self.ranks:
+        if hello.size != self.ranks:
             self._refuse(self._wrong_size(hello))
         else:
             self._rank_of[descriptor] = hello.rank
             self.pids[hello.rank] = hello.pid
-            if len(self.pids) == self.ranks:
-                self._begin()
+            self._begin_if_complete()
 
-    def _begin(self) -> None:
+    def _begin_if_complete(self) -> None:
+        if len(self.pids) < self.ranks or self._guarded_ranks < self.ranks * self._guarded:
+            return
         self.ready = True
         self._process.kill(after=math.inf)
-        self._place.close()
+        self._place.door.close()
         self._shared = shared_memory_of(self.pids.values())  # before a task has any
         self._send(self._queue)
         self._queue = []
@@ -400,7 +450,8 @@ class MpiWorker:
             f" {hello.library}, the ranks were started by {hello.launched_by}",
             self._launcher[0],
             "Let mpi4py load the MPI of this launcher (MPI4PY_MPIABI, MPI4PY_LIBMPI,"
-            " LD_LIBRARY_PATH), or put that MPI's mpiexec first on PATH.",
+            " LD_LIBRARY_PATH), put that MPI's mpiexec first on PATH, or have srun speak its"
+            f" PMI ({' '.join(self._launcher[1:])}).",
         )
 
     def _collect(self, report: Ended) -> Ended | None:
@@ -429,7 +480,7 @@ class MpiWorker:
         launcher = b"\n".join(self._process.captured())
         if not self.ready:
             return Lost(ended, self._not_started(ended, launcher), False, None, outputs)
-        if excess := self._process.out_of_memory():
+        if excess := self._excess or self._process.out_of_memory():
             return Lost(ended, excess, True, None, outputs)
         everything = b"\n".join([launcher, *(output.stderr for output in outputs)])
         aborted = self._aborted or read_abort(everything)
@@ -478,7 +529,8 @@ class MpiWorker:
         return RankFailed(
             f"{self.ranks} MPI ranks did not start ({ended})",
             " ".join(self._launcher),
-            "Does mpi4py load the MPI of this launcher (MPI4PY_MPIABI, MPI4PY_LIBMPI)?"
+            "Does mpi4py load the MPI of this launcher (MPI4PY_MPIABI, MPI4PY_LIBMPI), and does"
+            " srun speak its PMI (--mpi, see `srun --mpi=list`)?"
             f" The launcher's last words:\n{tail}",
         )
 
@@ -512,6 +564,8 @@ class MpiWorker:
         self._place.remove()
         for peer in self._peers.values():
             peer.close()
+        for life in self._lives.values():
+            life.close()
         self._poll.close()
         files = [f"{self._output}.{r}.{end}" for r in range(self.ranks) for end in ("out", "err")]
         for path in (*files, *self._shared):

@@ -115,7 +115,9 @@ class Settings:
         gpus: ids of the devices that are visible; none are if it is empty.
         durable: whether arrays that a worker publishes are fsynced.
         memory: MB for all processes of the worker and what they start; 0: no limit.
+        node: name of the agent's own node in its queue job; "" outside of one.
         nodes: names of the nodes that it runs on; empty: this one only.
+        shared: a directory that all of these nodes see.
         environment: variables to set beyond these.
         launcher: template of the command that starts ranks, see `fsbroker.agent.launchers`.
         pmi: srun's ``--mpi``; empty: what fits the MPI library.
@@ -131,11 +133,18 @@ class Settings:
     gpus: tuple[str, ...] = ()
     durable: bool = True
     memory: int = 0
+    node: str = ""
     nodes: tuple[str, ...] = ()
+    shared: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     launcher: tuple[str, ...] = TABLE["mpiexec"]
     pmi: str = ""
     oversubscribe: bool = False
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        """Those of its nodes that are not the agent's own."""
+        return tuple(node for node in self.nodes if node != self.node)
 
 
 def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
@@ -209,6 +218,9 @@ class Process:
         directory: to start in.
         output: where stdout and stderr go: this path with ".out" and ".err".
         inherited: other descriptors for the program.
+
+    Attributes:
+        excess: why the guardian has killed it, if it was for its memory.
     """
 
     def __init__(
@@ -242,7 +254,7 @@ class Process:
             os.close(out)
             os.close(err)
         self._exit: str | None = None
-        self._excess: Excess | None = None
+        self.excess: Excess | None = None
 
     def fileno(self) -> int:
         """Readable once the program and all that it started are gone."""
@@ -266,7 +278,7 @@ class Process:
     def _is_gone(self) -> bool:
         try:
             while said := self._control.recv(CHUNK, socket.MSG_DONTWAIT):
-                self._excess = Excess.unpack(said)
+                self.excess = Excess.unpack(said)
         except BlockingIOError:
             return False
         except OSError:
@@ -275,9 +287,9 @@ class Process:
 
     def out_of_memory(self) -> OutOfMemory | None:
         """Why the guardian has killed it, if it has."""
-        if self._excess is None:
+        if self.excess is None:
             return None
-        return OutOfMemory(f"The task {self._excess}", os.uname().nodename)
+        return OutOfMemory(f"The task {self.excess}", os.uname().nodename)
 
     def captured(self) -> tuple[bytes, bytes]:
         """What stands in the files of stdout and stderr."""

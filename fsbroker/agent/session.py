@@ -8,6 +8,7 @@ outcomes to `publish`. The simulation drives the same object without workers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -75,6 +76,7 @@ class AgentSession:
         self._self = presence.Self(self._files, self._area, self.agent, described)
         self._observer = presence.Observer(self._files, self._area, lease)
         self._beat_done = True
+        self._time_left = math.inf
         self._alone = False
         self._failed_rows = False
         self._contested: dict[str, float] = {}
@@ -113,22 +115,26 @@ class AgentSession:
         if numbers and streams.is_seal(self._files, self._area, self.agent, numbers[-1]):
             raise Sealed(self.agent)
 
-    def leave(self) -> None:
+    def leave(self, reason: str = "") -> None:
         """Give back what was not published, close the own stream, and vanish."""
         for stem, rows in list(self.held.items()):
             if rows:
-                self.release(self._claimed[stem], sorted(rows), "")
+                self.release(self._claimed[stem], sorted(rows), reason)
         self._stream.close()
         self._self.vanish()
 
     # -- claiming ------------------------------------------------------------------------
 
-    def claim(self, want: Want, *, thorough: bool = False) -> Claim | None:
+    def claim(
+        self, want: Want, *, thorough: bool = False, time_left: float = math.inf
+    ) -> Claim | None:
         """Own some rows, of the first task file that has any that are wanted.
 
         Args:
             thorough: look also at files that had no ready rows when last read.
+            time_left: seconds; rows that may take longer are for others.
         """
+        self._time_left = time_left
         for live in self.live:
             if live.name.environment != self._environment:
                 continue
@@ -149,7 +155,10 @@ class AgentSession:
         if fold.next and not thorough and State.READY not in fold.state:
             return None
         # Without ready rows as far as was read: in case that there are some by now.
-        if not want(live, (fold.next and fold.rows_in(State.READY)) or (0,)):
+        ready: Sequence[int] = fold.rows_in(State.READY) if fold.next else ()
+        if ready and not (ready := self._in_time(live, ready)):
+            return None
+        if not want(live, ready or (0,)):
             return None
         lock = None
         if not self._alone:
@@ -179,13 +188,20 @@ class AgentSession:
 
     def _claim_ready(self, live: LiveFile, want: Want) -> Claim | None:
         fold = live.log.fold
-        ready = fold.rows_in(State.READY)
+        ready = self._in_time(live, fold.rows_in(State.READY))
         count = want(live, ready) if ready else 0
         if count <= 0:
             return None
         chosen = self._choose(live, ready, count)
         ranges = tuple(fitting(ranges_of(chosen)))
         return self._own(live, ranges)
+
+    def _in_time(self, live: LiveFile, rows: Sequence[int]) -> Sequence[int]:
+        """Those of the rows that end before the agent's time does, if they keep to their limit."""
+        if self._time_left == math.inf:
+            return rows
+        limits = live.file.rows["time_limit"]
+        return [row for row in rows if limits[row] <= self._time_left]
 
     def _own(self, live: LiveFile, ranges: tuple[Range, ...]) -> Claim | None:
         if not live.log.append(Kind.CLAIM, self.agent, ranges):
@@ -217,14 +233,19 @@ class AgentSession:
             return []
         found: list[int] = []
         used: set[int] = set()
+        limits = live.file.rows["time_limit"]
+        left = self._time_left - max(float(limits[row]) for row in chosen)
         for row in live.log.fold.rows_in(State.WAITING):
             if len(found) >= room:
                 break
+            if limits[row] > left:
+                continue
             inputs = {own for _, own in live.file.dependencies(row)}
             if inputs <= chosen and not inputs & used:
                 used |= inputs
                 chosen.add(row)
                 found.append(row)
+                left -= float(limits[row])
         return found
 
     def _settle_doubt(self, live: LiveFile) -> None:

@@ -54,7 +54,7 @@ def _serial(control: int, connection: int, memory: int, text: str) -> None:
         agent.set_inheritable(False)
         from fsbroker.agent.messages import Hello
 
-        _work(agent, plan, Hello("", 0, 1, os.getpid()))
+        _work(agent, plan, Hello(0, 1, os.getpid()))
 
 
 def _work(agent: socket.socket, plan: dict[str, Any], hello: Hello) -> None:
@@ -111,13 +111,17 @@ def _rank(text: str) -> None:
     # The launcher is our parent, and ends with the guardian above it.
     guardian.die_with_parent()
     import json
-    import socket
+
+    from fsbroker.agent import door
 
     plan = json.loads(text)
-    token = os.environ.pop("FSBROKER_TOKEN", "")
-    with socket.socket(socket.AF_UNIX) as agent:
-        agent.connect(plan["connect"])
-        hello = _join_mpi(agent, token)
+    token = os.environ.pop(door.TOKEN)
+    if plan["guarded"]:
+        # The agent's guardian is on another branch of the tree of processes, or another node.
+        life = door.connect(plan["connect"], token, door.LIFE)
+        guardian.split(life.detach(), memory=plan["memory"])
+    with door.connect(plan["connect"], token, door.WORK) as agent:
+        hello = _join_mpi(agent)
         _leave_launch(hello.size)
         _redirect(f"{plan['output']}.{hello.rank}")
         _ignore(signal.SIGINT)  # by SIGTERM, launchers end their ranks
@@ -125,7 +129,7 @@ def _rank(text: str) -> None:
         _work(agent, plan, hello)
 
 
-def _join_mpi(agent: socket.socket, token: str) -> Hello:
+def _join_mpi(agent: socket.socket) -> Hello:
     """Initialize MPI, or tell the agent why that is not possible and end."""
     import pickle
 
@@ -142,11 +146,11 @@ def _join_mpi(agent: socket.socket, token: str) -> Hello:
         else:
             cure = "See MPI4PY_LIBMPI in mpi4py's documentation."
             reason = RankFailed(f"mpi4py finds no MPI library ({error})", sys.prefix, cure)
-        agent.sendall(messages.frame(messages.NotReady(token, pickle.dumps(reason))))
+        agent.sendall(messages.frame(messages.NotReady(pickle.dumps(reason))))
         sys.exit(1)
     world, library = MPI.COMM_WORLD, MPI.Get_library_version().splitlines()[0].strip("\0 ")
     _announce_aborts(MPI, agent)
-    return messages.Hello(token, world.rank, world.size, os.getpid(), library, _launched_by())
+    return messages.Hello(world.rank, world.size, os.getpid(), library, _launched_by())
 
 
 def _announce_aborts(mpi: Any, agent: socket.socket) -> None:

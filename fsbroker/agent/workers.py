@@ -17,7 +17,7 @@ import select
 import socket
 from collections import deque
 from itertools import count
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from fsbroker.agent import messages
 from fsbroker.agent.messages import (
@@ -32,7 +32,7 @@ from fsbroker.agent.messages import (
     Stop,
 )
 from fsbroker.agent.processes import Process, Settings, environment
-from fsbroker.errors import FsbrokerError, WorkerLost
+from fsbroker.errors import FsbrokerError, OutOfMemory, WorkerLost
 
 CHUNK = 1 << 20
 TURN = 16 << 20
@@ -134,6 +134,28 @@ class Connection:
             self._peer.close()
 
 
+class WorkerProcess(Protocol):
+    """What an agent has of a worker's process: of its own, or of another node's."""
+
+    def fileno(self) -> int:
+        """Readable once the program and all that it started are gone."""
+
+    def ended(self) -> str | None:
+        """How the program ended; None while something of it is left."""
+
+    def out_of_memory(self) -> OutOfMemory | None:
+        """Why it was killed, if it was for that."""
+
+    def captured(self) -> tuple[bytes, bytes]:
+        """What it has written to stdout and stderr."""
+
+    def kill(self, after: float = 0.0) -> None:
+        """Have it killed with all that it started, ``after`` seconds from now."""
+
+    def close(self) -> None:
+        """Let go of it: if something of it lives, it is killed."""
+
+
 class SerialWorker:
     """A process that runs one row after the other.
 
@@ -152,33 +174,38 @@ class SerialWorker:
         self.pid = 0
         self._lost = False
         self._poll = select.epoll()
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = Process(
-                _command(settings, theirs.fileno()),
-                environment(settings, os.environ),
-                PACKAGE_ROOT,
-                os.path.join(settings.scratch, f"worker-{next(_numbers)}"),
-                [theirs.fileno()],
-            )
-        self._connection = Connection(ours, self._poll)
+        self._connection: Connection | None = None
+        self._queue: list[bytes] = []
+        self._process = self._start()
         self._poll.register(self._process, select.EPOLLIN)
+
+    def _start(self) -> WorkerProcess:
+        ours, theirs = socket.socketpair()
+        self._connect(ours)
+        return serial_process(self.settings, theirs)
+
+    def _connect(self, peer: socket.socket) -> None:
+        self._connection = Connection(peer, self._poll)
+        self._connection.send(self._queue)
 
     def fileno(self) -> int:
         """Readable when `receive` has something to do."""
         return self._poll.fileno()
 
     def send(self, *sent: Sent) -> None:
-        self._connection.send([messages.frame(message) for message in sent])
+        frames = [messages.frame(message) for message in sent]
+        if self._connection is None:
+            self._queue += frames
+        else:
+            self._connection.send(frames)
 
     def receive(self) -> list[Report]:
         """What the worker has said; its last word is `Lost`, once nothing of it is left."""
         if self._lost:
             return []
         ended = self._process.ended()  # before we read: what it said before counts
-        self._connection.flush()
         found: list[Report] = []
-        for message in self._connection.receive(math.inf if ended else TURN):
+        for message in self._heard(math.inf if ended else TURN):
             if isinstance(message, Hello):
                 self.ready, self.pid = True, message.pid
             elif isinstance(message, Returned | Ended):
@@ -187,11 +214,18 @@ class SerialWorker:
             found.append(self._loss(ended))
         return found
 
+    def _heard(self, at_most: float) -> list[messages.Message]:
+        if self._connection is None:
+            return []
+        self._connection.flush()
+        return self._connection.receive(at_most)
+
     def _loss(self, reason: str) -> Lost:
         self.alive = False
         self._lost = True
         error = self._process.out_of_memory() or WorkerLost(
-            f"The process that ran the task ended ({reason})", os.uname().nodename
+            f"The process that ran the task ended ({reason})",
+            next(iter(self.settings.nodes), os.uname().nodename),
         )
         return Lost(reason, error, self.ready, None, self.captured())
 
@@ -213,8 +247,21 @@ class SerialWorker:
     def close(self) -> None:
         """Let go of it: if it still lives, it is killed."""
         self._process.close()
-        self._connection.close()
+        if self._connection is not None:
+            self._connection.close()
         self._poll.close()
+
+
+def serial_process(settings: Settings, connection: socket.socket) -> Process:
+    """Start a serial worker with its end of a connection, which is closed here."""
+    with connection:
+        return Process(
+            _command(settings, connection.fileno()),
+            environment(settings, os.environ),
+            PACKAGE_ROOT,
+            os.path.join(settings.scratch, f"worker-{next(_numbers)}"),
+            [connection.fileno()],
+        )
 
 
 def _command(settings: Settings, connection: int) -> list[str]:

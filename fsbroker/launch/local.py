@@ -87,6 +87,7 @@ class LocalLauncher:
             f"--gpus={','.join(self._gpus)}",
             f"--memory={self.capacity.memory}",
             f"--idle-timeout={self._idle_timeout}",
+            "--place=local",
         ]
         files.mkdir(f"{area.logs}/agents")
         log = f"{files.root}/{area.logs}/agents/{files.token()}.log"
