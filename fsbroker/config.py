@@ -28,7 +28,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 from fsbroker.errors import ConfigError, ResourceError
-from fsbroker.resources import Resources, merged
+from fsbroker.needs import Resources, merged
 
 BACKENDS = ("local", "slurm", "flux", "none")
 WATCHES = ("auto", "watchdog", "polling")

@@ -13,17 +13,16 @@ import concurrent.futures
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsbroker.errors import ResourceError
 from fsbroker.future import Future
 
 if TYPE_CHECKING:
     from fsbroker.client.loop import Agents, ClientLoop
-    from fsbroker.resources import Capacity
+    from fsbroker.config import Config
+    from fsbroker.needs import Capacity
     from fsbroker.spool.spool import Spool
-
-BACKENDS = ("local", "none")
 
 
 class ClusterExecutor(concurrent.futures.Executor):
@@ -33,53 +32,54 @@ class ClusterExecutor(concurrent.futures.Executor):
     the same call in a new session finds its task again, running or done.
 
     Args:
-        spool: the directory; created if it does not exist.
-        backend: "local" starts agents as processes of this machine; "none" starts none
-            (somebody else's agents serve the spool).
-        max_workers: cores of each agent; default: all that this process may use.
+        spool: the directory; created if it does not exist. Default: the setting of this name.
+        backend: "local" starts agents as processes of this machine; "slurm" and "flux" submit
+            queue jobs with agents in them; "none" starts none (somebody else's agents serve
+            the spool).
+        max_workers: cores of each local agent (default: all that this process may use), or
+            of each queue job that drains the spool (default: what its largest task needs).
         resource_dict: defaults for every call (`Resources`).
-        agents: how many local agents share the work.
-        tag: a name under which `futures` finds these tasks again.
-        watch: how to see news: "auto", "watchdog" or "polling".
-        idle_timeout: seconds after which an agent without work ends.
+        options: other settings, by the names of `fsbroker.config.Config`: ``tag``, ``watch``,
+            ``idle_timeout``, ``agents``, ``block_allocation``, ``max_jobs``, ``job_time``, ...
+            What is not given here comes from the environment and from settings files
+            (``fsbroker config show``).
 
     Raises:
         ResourceError: a wrong argument or resource, or one that cannot be granted here.
         SpoolError: the spool cannot be created or used.
+        MissingProgram: this backend needs something that is not installed.
     """
 
-    def __init__(  # noqa: PLR0913 - settings, given by name
+    def __init__(
         self,
-        spool: str | os.PathLike[str],
-        backend: str = "local",
+        spool: str | os.PathLike[str] | None = None,
+        backend: str | None = None,
         max_workers: int | None = None,
         resource_dict: Mapping[str, Any] | None = None,
-        *,
-        agents: int = 1,
-        tag: str = "",
-        watch: str = "auto",
-        idle_timeout: float = 120.0,
+        **options: Any,
     ) -> None:
         from fsbroker.client.loop import ClientLoop
         from fsbroker.client.submitter import Submitter
-        from fsbroker.resources import Resources, merged
+        from fsbroker.config import load
+        from fsbroker.needs import Resources, merged
         from fsbroker.spool.spool import create
 
-        _one_of("watch", watch, ("auto", "watchdog", "polling"))
-        if type(idle_timeout) not in (int, float) or not idle_timeout > 0:
-            raise ResourceError("idle_timeout must be a number above 0", f"got {idle_timeout!r}")
-        if not isinstance(tag, str):
-            raise ResourceError("tag must be a string", f"got {tag!r}")
-        cores = len(os.sched_getaffinity(0)) if max_workers is None else max_workers
-        self._max_workers = _positive("max_workers", cores)
-        _positive("agents", agents)
-        _one_of("backend", backend, BACKENDS)
-        defaults = merged(Resources(), resource_dict)
-        self._tag = tag
-        self._spool = create(spool)
-        launcher, capacity = _agents(self._spool, backend, cores, agents, idle_timeout)
-        self._loop = ClientLoop(self._spool, launcher, watch)
-        self._submitter = Submitter(self._loop, defaults, capacity, tag)
+        named = {"backend": backend, "max_workers": max_workers}
+        self._config = load(spool=spool and os.fspath(spool), **named, **options)
+        if self._config.spool is None:
+            raise ResourceError(
+                "No spool is named", "spool", "Give a directory, or set FSBROKER_SPOOL"
+            )
+        self._spool = create(self._config.spool)
+        back = _backend(self._spool, self._config)
+        defaults = merged(Resources(), self._config.resource_dict)
+        defaults = merged(defaults, resource_dict, back.site_keys)
+        self._loop = ClientLoop(self._spool, back.agents, self._config.watch)
+        self._submitter = Submitter(
+            self._loop, defaults, back.capacity, self._config.tag, back.site_keys
+        )
+        # Libraries ask a pool for it, to choose their chunks.
+        self._max_workers = self._config.max_workers or len(os.sched_getaffinity(0))
         self._closed = False
         self._pid = os.getpid()
         # Collected without `shutdown`, it takes no more calls; futures still resolve.
@@ -168,11 +168,13 @@ class ClusterExecutor(concurrent.futures.Executor):
             raise RuntimeError(self._why_closed())
         from fsbroker.client.history import keys_with_tag
 
-        wanted = self._tag if tag is None else tag
+        wanted = self._config.tag if tag is None else tag
         return self._loop.futures_of(keys_with_tag(self._spool, wanted))
 
 
-def attach(spool: str | os.PathLike[str], key: bytes | str, *, backend: str = "local") -> Future:
+def attach(
+    spool: str | os.PathLike[str], key: bytes | str, *, backend: str | None = None
+) -> Future:
     """A future of a task that is in the spool, from any session of its user.
 
     Args:
@@ -186,28 +188,40 @@ def attach(spool: str | os.PathLike[str], key: bytes | str, *, backend: str = "l
         TaskLost: (from the future) the spool has no such task.
     """
     from fsbroker.client.loop import ClientLoop
+    from fsbroker.config import load
     from fsbroker.spool.spool import open_spool
 
     binary = _key(key)
-    _one_of("backend", backend, BACKENDS)
+    config = load(spool=os.fspath(spool), backend=backend)
     opened = open_spool(spool)
-    launcher, _ = _agents(opened, backend, len(os.sched_getaffinity(0)))
-    loop: ClientLoop = ClientLoop(opened, launcher)
+    loop: ClientLoop = ClientLoop(opened, _backend(opened, config).agents)
     (future,) = loop.futures_of([binary])
     loop.close()
     return future
 
 
-def _agents(
-    spool: Spool, backend: str, cores: int, agents: int = 1, idle_timeout: float = 120.0
-) -> tuple[Agents | None, Capacity | None]:
-    """Who starts agents, and the most that these can have; None: nobody, and unknown."""
-    if backend != "local":
-        return None, None
-    from fsbroker.launch.local import LocalLauncher
+class _Backend(NamedTuple):
+    """Who starts agents, the most that a task can ask for, and the keys that a site adds."""
 
-    launcher = LocalLauncher(spool, cores, agents, idle_timeout)
-    return launcher, launcher.capacity
+    agents: Agents | None = None
+    capacity: Capacity | None = None
+    site_keys: frozenset[str] = frozenset()
+
+
+def _backend(spool: Spool, config: Config) -> _Backend:
+    if config.backend == "none":
+        return _Backend()
+    if config.backend == "local":
+        from fsbroker.launch.local import LocalLauncher
+
+        cores = config.max_workers or len(os.sched_getaffinity(0))
+        local = LocalLauncher(spool, cores, config.agents, config.idle_timeout)
+        return _Backend(local, local.capacity)
+    from fsbroker.launch.queue import QueueLauncher, scheduler_of
+
+    scheduler = scheduler_of(config)
+    queue = QueueLauncher(spool, scheduler, config)
+    return _Backend(queue, queue.capacity, scheduler.site_keys())
 
 
 def _key(key: bytes | str) -> bytes:
@@ -222,17 +236,6 @@ def _key(key: bytes | str) -> bytes:
             f"A key is {KEY_BYTES} bytes or {2 * KEY_BYTES} hex digits", f"got {key!r}"
         )
     return binary
-
-
-def _positive(name: str, value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise ResourceError(f"{name} must be an integer above 0", f"got {value!r}")
-    return value
-
-
-def _one_of(name: str, value: object, valid: tuple[str, ...]) -> None:
-    if value not in valid:
-        raise ResourceError(f"Unknown {name}", repr(value), f"Valid: {', '.join(valid)}")
 
 
 __all__ = ["ClusterExecutor", "attach"]

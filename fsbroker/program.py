@@ -16,8 +16,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Loaded before the package names a function so: who loads it later would replace that one.
-import fsbroker.resources  # noqa: F401
 from fsbroker.errors import MissingDirectory, MissingProgram, ProgramFailed, ResourceError
 
 __all__ = ["Completed", "TaskResources", "mpi_command", "resources", "run"]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from fsbroker.agent.allocation import Node, current
 from fsbroker.agent.launchers import TABLE
 from fsbroker.agent.loop import Agent, Plan
+from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.walltime import MARGIN
 from fsbroker.environment import environment
 from fsbroker.errors import FsbrokerError
@@ -43,6 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         "--launcher", type=_launcher, help=f"of MPI ranks: {names}, or a template as a JSON list"
     )
     parser.add_argument("--pmi", default="", help="srun's --mpi; default: what fits the MPI")
+    parser.add_argument("--job", type=int, help="number of its queue job in the spool's log")
+    parser.add_argument("--expect", default="", help="the environment that it was submitted for")
+    parser.add_argument("--queue", default="", help="digest of what its job has of the site")
+    parser.add_argument("--row", help="the one task to run: its file and row, with a point between")
     parser.add_argument("--watch", choices=("auto", "watchdog", "polling"), default="auto")
     options = parser.parse_args(arguments)
     if not options.spool:
@@ -61,6 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
         pmi=options.pmi,
         watch=options.watch,
         lease=options.lease,
+        job=options.job,
+        queue=options.queue,
+        only=_row(options.row) if options.row else None,
     )
     origin = {
         "host": platform.node(),
@@ -70,10 +78,25 @@ def main(arguments: list[str] | None = None) -> int:
         "restart": allocation.restarts,
     }
     try:
+        if options.expect not in ("", environment()):
+            return _mismatch(options)
         return Agent(open_spool(options.spool), plan, environment(), origin).run()
     except FsbrokerError as error:
         print(f"fsbroker agent: {error}", file=sys.stderr)
         return 1
+
+
+def _mismatch(options: argparse.Namespace) -> int:
+    here = f"{sys.executable} on {platform.node()} is {environment()}"
+    what = f"{here}, and the client has {options.expect}: set `python` and `setup`"
+    QueueJobs(open_spool(options.spool), options.job).mismatch(what)
+    print(f"fsbroker agent: {what}", file=sys.stderr)
+    return 1
+
+
+def _row(text: str) -> tuple[str, int]:
+    stem, _, row = text.rpartition(".")
+    return stem, int(row)
 
 
 def _launcher(text: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from fsbroker.agent.processes import Settings
 from fsbroker.agent.slots import Slot, Slots
 from fsbroker.agent.workers import SerialWorker
 from fsbroker.errors import FsbrokerError
-from fsbroker.resources import Shape
+from fsbroker.needs import Shape
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import ranges_of
 from fsbroker.spool.streams import Bulk

@@ -4,11 +4,24 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from fsbroker import pickling
 from fsbroker.errors import CodeChanged, TaskError
 from fsbroker.task import Encoding, Payload
+
+TIME_IS_OVER = "the time of the agent's queue job was over"
+CUT_OFFS = 3
+"""Queue jobs whose end cut a task off, after which it is not tried again."""
+
+_KINDS = {
+    "OUT_OF_MEMORY": "OutOfMemory",
+    "NODE_FAIL": "NodeFailed",
+    "TIMEOUT": "WalltimeExceeded",
+    TIME_IS_OVER: "WalltimeExceeded",
+}
+"""Errors by what the history of a row says last: an agent's word, or a scheduler's."""
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -20,6 +33,25 @@ class Failure(NamedTuple):
 
     payload: Payload
     error: dict[str, str]
+
+
+def given_up(attempts: int, retries: int, history: Sequence[str]) -> dict[str, str] | None:
+    """The error of a row that is not tried again, from what became of it; None: try it.
+
+    Being cut off by the end of a queue job costs no attempt; but what was cut off again and
+    again does not fit into any.
+    """
+    cut_off = sum(TIME_IS_OVER in reason or "TIMEOUT" in reason for reason in history)
+    if attempts <= retries and cut_off < CUT_OFFS:
+        return None
+    last = history[-1] if history else ""
+    kinds = [kind for word, kind in _KINDS.items() if word in last]
+    what = f"tried {attempts} times" if attempts > retries else f"cut off {cut_off} times"
+    return {
+        "type": kinds[0] if kinds else "WorkerLost",
+        "message": f"{what}: {'; '.join(history)}",
+        "traceback": "",
+    }
 
 
 def describe(error: BaseException, where: str) -> Failure:

@@ -24,15 +24,17 @@ from typing import Any
 from fsbroker.agent import scratch
 from fsbroker.agent.allocation import Allocation
 from fsbroker.agent.crew import Crew, Doom, Member, Unit, bulk_of, units_of
+from fsbroker.agent.failures import TIME_IS_OVER, given_up
 from fsbroker.agent.launchers import TABLE
 from fsbroker.agent.messages import Ended, Output, Returned
 from fsbroker.agent.processes import Settings
+from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.session import AgentSession
 from fsbroker.agent.slots import Slot, Slots
 from fsbroker.agent.walltime import MARGIN, Walltime
 from fsbroker.agent.workers import Lost
 from fsbroker.errors import DependencyFailed, FileDamaged, FsbrokerError, OutOfMemory
-from fsbroker.resources import Shape, parse_shape
+from fsbroker.needs import Shape, parse_shape
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import Retired, rows_of
 from fsbroker.spool.presence import describe
@@ -66,7 +68,6 @@ BAD_STARTS = 3
 JUDGE_AFTER = 1.0
 """Seconds from the loss of a worker in a queue job to its judgement: nodes of a job that is
 cancelled are told one after the other."""
-TIME_IS_OVER = "the time of the agent's queue job was over"
 
 _NOTHING = Value(Encoding.PLAIN, b"null")
 
@@ -83,6 +84,9 @@ class Plan:
         launcher: template that MPI ranks are started by. pmi: srun's ``--mpi``; "": found.
         watch: how to see news: "auto", "watchdog" or "polling".
         lease: seconds of silence after which another agent is taken for dead.
+        job: number of its queue job in the spool's log of them.
+        queue: what its job has of the site (`Shape.queue`).
+        only: the one row that it runs, as task file and number; None: any.
     """
 
     allocation: Allocation
@@ -93,6 +97,9 @@ class Plan:
     pmi: str = ""
     watch: str = "auto"
     lease: float = 30.0
+    job: int | None = None
+    queue: str = ""
+    only: tuple[str, int] | None = None
 
 
 class Agent:
@@ -103,7 +110,16 @@ class Agent:
         self._plan = plan
         self._slots = Slots(plan.allocation.nodes)
         described = describe(place=plan.place, cores=self._slots.cores, **origin)
-        self.session = AgentSession(spool, environment, origin, described, plan.lease)
+        self._jobs = QueueJobs(spool, plan.job)
+        self.session = AgentSession(
+            spool,
+            environment,
+            origin,
+            described,
+            plan.lease,
+            jobs=self._jobs,
+            only=plan.only,
+        )
         self._selector = selectors.DefaultSelector()
         self._walltime = Walltime(plan.allocation, plan.margin)
         self._crew = Crew(self._slots, self._settings, self._selector)
@@ -186,6 +202,9 @@ class Agent:
         self._publish()
         self._crew.close()
         self.session.leave(self._over)
+        self._jobs.over(self._over)
+        if self.session.has_ready_rows():
+            self._jobs.succeed(self._walltime.until_last_moment())
 
     def _turn(self) -> None:
         events = self._selector.select(self._patience())
@@ -273,13 +292,9 @@ class Agent:
         """End rows that were cancelled or have failed too often; the others."""
         fold, kept = live.log.fold, []
         for row in rows:
-            if fold.attempts[row] > int(live.file.rows["retries"][row]):
-                history = "; ".join(fold.history.get(row, ()))
-                error = {
-                    "type": "WorkerLost",
-                    "message": f"tried {fold.attempts[row]} times: {history}",
-                    "traceback": "",
-                }
+            attempts, history = fold.attempts[row], fold.history.get(row, [])
+            error = given_up(attempts, int(live.file.rows["retries"][row]), history)
+            if error is not None:
                 self._end(live, row, Status.FAILED, _NOTHING, error)
             else:
                 kept.append(row)
@@ -295,6 +310,8 @@ class Agent:
         shape = parse_shape(live.name.shape)
         if shape is None or not self._slots.could_fit(shape):
             return 0
+        if shape.queue not in ("", self._plan.queue):
+            return 0  # it asked for another partition, account, ...
         room = self._crew.room(shape)
         if self._must_drain(live, room):
             return 0
@@ -583,6 +600,9 @@ class Agent:
         self._enforce_limits(now)
         self._cancel_running()
         found = self.session.recover()
+        if not self._crew.busy() and not self._outcomes and self.session.only_is_over():
+            self._over = "its task has ended"
+            return
         if self._crew.busy() or self._units:
             self._last_work = now
             if not self.session.resolve() and now - self._last_tidy > TIDY_EVERY:

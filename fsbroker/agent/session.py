@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.waiting import Waiting
 from fsbroker.errors import FileDamaged, FileRefused, SpoolError
 from fsbroker.spool import archive, packs, presence, streams
@@ -58,15 +59,20 @@ class AgentSession:
         origin: what its result files say of where they come from.
         described: what its presence file says (`presence.describe`).
         lease: seconds of silence after which another agent is taken for dead.
+        jobs: what is known of queue jobs that have ended.
+        only: the one row that it may claim: its task file and number.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - settings, the last two by name
         self,
         spool: Spool,
         environment: str,
         origin: dict[str, Any],
         described: dict[str, Any],
         lease: float = presence.LEASE,
+        *,
+        jobs: QueueJobs | None = None,
+        only: tuple[str, int] | None = None,
     ) -> None:
         self._files, self._area, self._durable = spool
         self.agent: str = self._files.token()
@@ -75,6 +81,8 @@ class AgentSession:
         self._stream = Stream(self._files, self._area, self.agent)
         self._self = presence.Self(self._files, self._area, self.agent, described)
         self._observer = presence.Observer(self._files, self._area, lease)
+        self._jobs = jobs or QueueJobs(spool, None)
+        self._only = only
         self._beat_done = True
         self._time_left = math.inf
         self._alone = False
@@ -138,6 +146,8 @@ class AgentSession:
         for live in self.live:
             if live.name.environment != self._environment:
                 continue
+            if self._only and live.stem != self._only[0]:
+                continue
             try:
                 claim = self._claim_in(live, want, thorough)
             except (Retired, FileNotFoundError):
@@ -198,6 +208,8 @@ class AgentSession:
 
     def _in_time(self, live: LiveFile, rows: Sequence[int]) -> Sequence[int]:
         """Those of the rows that end before the agent's time does, if they keep to their limit."""
+        if self._only:
+            rows = [row for row in rows if row == self._only[1]]
         if self._time_left == math.inf:
             return rows
         limits = live.file.rows["time_limit"]
@@ -222,7 +234,7 @@ class AgentSession:
             chosen.append(row)
             count = min(count, fold.limit[row])
         chosen = chosen[:count]
-        if live.name.waiting and State.WAITING in fold.state:
+        if live.name.waiting and State.WAITING in fold.state and not self._only:
             room = min(LONGEST_CHAIN, min(fold.limit[row] for row in chosen) - len(chosen))
             chosen = sorted(chosen + self._chains(live, set(chosen), room))
         return chosen
@@ -502,12 +514,23 @@ class AgentSession:
         ]
         # The lock only spares others a number that is taken: without others, nothing.
         self._alone = not present
-        dead = dict.fromkeys(self._observer.dead_processes(present), "dead")
+        dead = dict.fromkeys(self._observer.dead_processes(present), ("dead", "dead"))
+        for agent, evidence in self._out_of_job(present).items():
+            dead.setdefault(agent, evidence)
         for agent in self._observer.poll(present, self._absent_owners(present), self._beat_done):
-            dead.setdefault(agent, "silent")
-        for agent, evidence in dead.items():
-            self._recover_from(agent, evidence)
+            dead.setdefault(agent, ("silent", "silent"))
+        for agent, (charge, told) in dead.items():
+            self._recover_from(agent, charge, told)
         return bool(dead)
+
+    def _out_of_job(self, present: Iterable[Presence]) -> dict[str, tuple[str, str]]:
+        """Agents whose queue job is over: the evidence, and what to say of it."""
+        told = ((one.agent, self._observer.described(one.agent) or {}) for one in present)
+        job_of = {agent: str(described["job"]) for agent, described in told if described.get("job")}
+        if not job_of:
+            return {}
+        ended = self._jobs.evidence(set(job_of.values()))
+        return {agent: ended[job] for agent, job in job_of.items() if job in ended}
 
     def _absent_owners(self, present: Iterable[Presence]) -> set[str]:
         """Agents that hold rows in a log that this agent has read, and are not listed."""
@@ -531,7 +554,7 @@ class AgentSession:
             if state == State.CLAIMED and not ended[row]
         }
 
-    def _recover_from(self, agent: str, evidence: str) -> None:
+    def _recover_from(self, agent: str, evidence: str, told: str) -> None:
         """Seal, read the stream to the seal, reopen rows without outcome, remove the presence.
 
         In this order: whoever finds the presence of a dead agent does it all again.
@@ -540,7 +563,7 @@ class AgentSession:
         self.live.poll(afresh=True)
         self.results.poll(deep=True)
         described = self._observer.described(agent) or {}
-        reason = f"agent {agent} on {described.get('host', 'an unknown host')} is {evidence}"
+        reason = f"agent {agent} on {described.get('host', 'an unknown host')}: {told}"
         for live in self.live:
             try:
                 live.log.refresh()
@@ -560,6 +583,34 @@ class AgentSession:
                 return
             live.log.append(Kind.RECOVER, self.agent, fitting(ranges_of(rows), about), about)
             live.log.refresh()
+
+    def only_is_over(self) -> bool:
+        """The one row that this agent is for has ended, or somebody else runs it."""
+        if self._only is None:
+            return False
+        stem, row = self._only
+        live = self.live.get(stem)
+        if live is None:
+            self.live.poll(afresh=True)
+            live = self.live.get(stem)
+        if live is None:
+            return True
+        try:
+            live.log.refresh()
+            fold = live.log.fold
+            if self.results.ended(stem, live.file.keys)[row] or fold.state[row] == State.ALIASED:
+                return True
+            owner = fold.owner_of(row)
+        except (Retired, FileNotFoundError):
+            return True
+        listed = {one.agent for one in presence.listing(self._files, self._area)}
+        return owner is not None and owner != self.agent and owner in listed
+
+    def has_ready_rows(self) -> bool:
+        """There is work that nobody has taken, as far as was read."""
+        return any(
+            State.READY in live.log.fold.state for live in self.live if "log" in live.__dict__
+        )
 
     def others_hold_rows(self) -> bool:
         """Rows are held by agents that may be dead: somebody must stay and find out."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from fsbroker.agent.allocation import Node
-from fsbroker.resources import Shape
+from fsbroker.needs import Shape
 
 NO_LIMIT = 1 << 60
 """MB of a node whose memory nobody counts."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fsbroker.resources import parse_shape
+from fsbroker.needs import parse_shape
 from fsbroker.spool import presence
 from fsbroker.spool.layout import Presence, Stem
 from fsbroker.spool.spool import Spool

@@ -10,7 +10,7 @@ from fsbroker import cli
 from fsbroker.cli import agents, choice
 from fsbroker.cli.output import age, moment, plain, print_json, size, span
 from fsbroker.client.history import ENDED, History, Phase, Row, outputs_of, records_of
-from fsbroker.resources import Shape, parse_shape
+from fsbroker.needs import Shape, parse_shape
 from fsbroker.spool.log import Kind, Record
 from fsbroker.spool.spool import Spool, open_spool
 

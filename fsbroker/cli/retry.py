@@ -17,7 +17,7 @@ from fsbroker.cli.output import print_json, print_table
 from fsbroker.client.again import Again
 from fsbroker.client.history import History, Phase, Row
 from fsbroker.launch.local import IDLE_TIMEOUT, LocalLauncher
-from fsbroker.resources import Shape, parse_shape
+from fsbroker.needs import Shape, parse_shape
 from fsbroker.spool.layout import parse_stem
 from fsbroker.spool.spool import Spool, open_spool
 

@@ -98,7 +98,7 @@ class Attach(NamedTuple):
 class Agents(Protocol):
     """Who sees to it that agents run (`fsbroker.launch`)."""
 
-    def ensure(self, session: ClientSession[Any], shapes: Iterable[str]) -> SpoolError | None:
+    def ensure(self, session: ClientSession[Any], shapes: Iterable[str]) -> FsbrokerError | None:
         """Start agents if none can run these shapes; what is wrong if they cannot start.
 
         Raises:

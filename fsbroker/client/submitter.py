@@ -27,8 +27,8 @@ from fsbroker.environment import environment, own_path
 from fsbroker.errors import CannotPickle
 from fsbroker.future import Future, addressed_in
 from fsbroker.keys import Call, Function
+from fsbroker.needs import Capacity, Resources, merged
 from fsbroker.pickling import Foreign, ForeignFutures
-from fsbroker.resources import Capacity, Resources, merged
 from fsbroker.spool.taskfile import Limits
 
 
@@ -40,15 +40,22 @@ class Submitter:
         defaults: resources of every call.
         capacity: what no call may exceed; None if anything may be there.
         tag: a name under which the tasks are found again.
+        site_keys: more keys of resources, which the site's job template knows.
     """
 
     def __init__(
-        self, loop: ClientLoop, defaults: Resources, capacity: Capacity | None, tag: str
+        self,
+        loop: ClientLoop,
+        defaults: Resources,
+        capacity: Capacity | None,
+        tag: str,
+        site_keys: frozenset[str] = frozenset(),
     ) -> None:
         self._loop = loop
         self._defaults = defaults
         self._capacity = capacity
         self._tag = tag
+        self._site_keys = site_keys
         self._orders: dict[Any, Order] = {}
         self._lanes: dict[Lane, Lane] = {}
         self._resources = self._checked(None)
@@ -107,7 +114,7 @@ class Submitter:
         return deferred.future
 
     def _checked(self, wishes: Mapping[str, Any] | None) -> Resources:
-        resources = merged(self._defaults, wishes)
+        resources = merged(self._defaults, wishes, self._site_keys)
         if self._capacity is not None:
             self._capacity.require(resources)
         return resources

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsbroker.errors import FileDamaged, FileRefused
-from fsbroker.resources import Shape, parse_shape
+from fsbroker.needs import Shape, parse_shape
 from fsbroker.spool import presence
 from fsbroker.spool.index import Results
 from fsbroker.spool.live import LiveFile, LiveFiles

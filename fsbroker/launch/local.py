@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsbroker.errors import SpoolError
-from fsbroker.resources import Capacity, Shape, parse_shape
+from fsbroker.needs import Capacity, Shape, parse_shape
 from fsbroker.spool import presence
 from fsbroker.spool.files import explain
 from fsbroker.spool.layout import Presence

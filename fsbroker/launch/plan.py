@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from fsbroker.config import Config
 from fsbroker.launch.demand import Work
-from fsbroker.resources import Shape
+from fsbroker.needs import Shape
 from fsbroker.spool.jobs import QueueJob
 
 START = 60.0

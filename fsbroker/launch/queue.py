@@ -18,9 +18,10 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from fsbroker.config import Config
+from fsbroker.config import Config, Partition
 from fsbroker.environment import environment
 from fsbroker.errors import (
     EnvironmentMismatch,
@@ -35,7 +36,7 @@ from fsbroker.launch.demand import Demand
 from fsbroker.launch.plan import Wanted, wanted
 from fsbroker.launch.scheduler import Ending, Request, Scheduler, Status
 from fsbroker.launch.script import is_plain
-from fsbroker.resources import Capacity
+from fsbroker.needs import Capacity
 from fsbroker.spool.jobs import JobLog, QueueJob
 from fsbroker.spool.spool import Spool
 
@@ -83,6 +84,17 @@ class QueueLauncher:
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
+
+    @classmethod
+    def of_settings(cls, spool: Spool, digest: str) -> QueueLauncher:
+        """With settings that were stored when jobs were submitted before.
+
+        Raises:
+            SpoolError: they are not there.
+        """
+        log = JobLog(spool.files, spool.area)
+        config = config_of(log.settings(digest))
+        return cls(spool, scheduler_of(config), config)
 
     # -- for the client's loop -----------------------------------------------------------
 
@@ -314,7 +326,6 @@ _SUBMITTING = (
     "slurm_cmd_args",
     "pmi_mode",
     "openmpi_oversubscribe",
-    "mpi",
     "submit_from_jobs",
 )
 
@@ -324,10 +335,27 @@ def settings_of(config: Config) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in _SUBMITTING:
         value = getattr(config, name)
-        if isinstance(value, Mapping):
-            value = {key: list(part) for key, part in value.items()}
         found[name] = list(value) if isinstance(value, tuple) else value
+    found["mpi"] = {name: list(argv) for name, argv in config.mpi.items()}
+    found["partitions"] = {name: asdict(one) for name, one in config.partitions.items()}
     return found
+
+
+def config_of(stored: Mapping[str, Any]) -> Config:
+    """The settings that `settings_of` stored: those alone, whatever stands in files here."""
+    lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
+    mpi = {name: tuple(argv) for name, argv in stored["mpi"].items()}
+    partitions = {name: _partition(one) for name, one in stored["partitions"].items()}
+    return Config(**{**stored, **lists, "mpi": mpi, "partitions": partitions})
+
+
+def _partition(stored: Mapping[str, Any]) -> Partition:
+    return Partition(
+        stored["python"],
+        stored["setup"] and tuple(stored["setup"]),
+        stored["job_time"],
+        stored["slurm_cmd_args"] and tuple(stored["slurm_cmd_args"]),
+    )
 
 
 def scheduler_of(config: Config) -> Scheduler:
@@ -335,7 +363,7 @@ def scheduler_of(config: Config) -> Scheduler:
     if config.backend == "slurm":
         from fsbroker.launch.slurm import Slurm
 
-        return Slurm(config.pysqa_config_directory)
+        return Slurm(config.pysqa_config_directory, config.submission_template)
     from fsbroker.launch.flux import Flux
 
     return Flux()

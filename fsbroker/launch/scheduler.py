@@ -94,6 +94,9 @@ class Scheduler(Protocol):
 
     name: str
 
+    def site_keys(self) -> frozenset[str]:
+        """Keys of calls' resources that the site's job template knows beyond ours."""
+
     def script(self, request: Request) -> str:
         """The job script that `submit` would submit.
 

@@ -58,14 +58,13 @@ class Pysqa:
                 f"The pysqa configuration cannot be used ({error})", self._directory, cure
             ) from error
 
-    def site_keys(self, template: str | None = None) -> frozenset[str]:
-        """The keys of calls' resources that a template uses beyond those that all have."""
-        texts = [template] if template else self._texts()
-        return frozenset().union(*map(_variables, texts)) - _OWN_KEYS
+    def site_keys(self) -> frozenset[str]:
+        """The keys of calls' resources that the template uses beyond those that all have."""
+        return frozenset().union(*map(_variables, self._texts())) - _OWN_KEYS
 
     def _texts(self) -> list[str]:
         if self._directory is None:
-            return []
+            return [self._template]
         queues = (self._adapter.config or {}).get("queues", {})
         paths = (os.path.join(self._directory, queue["script"]) for queue in queues.values())
         return [_read(path) for path in paths]
@@ -82,9 +81,9 @@ class Pysqa:
         from jinja2 import TemplateError
 
         wanted = self._wanted(request)
-        own = request.queue.get("submission_template")
-        if self._directory is None or own:
-            wanted["submission_template"] = own or self._template
+        given = request.queue.get("submission_template")
+        if self._directory is None or given:
+            wanted["submission_template"] = given or self._template
         else:
             self._check_limits(wanted)
         adapter = self._adapter._adapter  # noqa: SLF001 - its public face only submits

@@ -73,19 +73,23 @@ class Slurm:
 
     Args:
         directory: a site's own pysqa configuration.
+        template: in place of fsbroker's own.
     """
 
     name = "slurm"
 
-    def __init__(self, directory: str | None = None) -> None:
-        self.pysqa = Pysqa("SLURM", TEMPLATE, directory)
+    def __init__(self, directory: str | None = None, template: str | None = None) -> None:
+        self._pysqa = Pysqa("SLURM", template or TEMPLATE, directory)
+
+    def site_keys(self) -> frozenset[str]:
+        return self._pysqa.site_keys()
 
     def script(self, request: Request) -> str:
-        return self.pysqa.script(request)
+        return self._pysqa.script(request)
 
     def submit(self, request: Request) -> str:
         try:
-            return str(self.pysqa.submit(request))
+            return str(self._pysqa.submit(request))
         except SchedulerError as error:
             if _REFUSED.search(error.what):
                 raise ResourceError("SLURM refuses the job", error.what) from error

@@ -10,7 +10,7 @@ from fsbroker import ClusterExecutor
 from fsbroker.errors import ResourceError
 from fsbroker.launch import local
 from fsbroker.launch.local import available_cores, physical_memory, visible_gpus
-from fsbroker.resources import (
+from fsbroker.needs import (
     VALID_KEYS,
     Capacity,
     Resources,

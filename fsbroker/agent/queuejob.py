@@ -1,0 +1,88 @@
+"""The queue job of an agent in the log of queue jobs: its end, and who comes after it.
+
+An agent that ends says so: with that, nobody has to ask the scheduler about its job. If
+there is work left, it has its successor submitted: by the command that clients submit with,
+as a child process, since an agent has none of what that needs.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import suppress
+
+from fsbroker.errors import SpoolError
+from fsbroker.spool.jobs import JobLog
+from fsbroker.spool.spool import Spool
+
+SUBMITTING = 45.0
+"""Seconds for a successor to be submitted: the agent's job burns meanwhile."""
+
+CHARGED = ("OUT_OF_MEMORY", "FAILED", "BOOT_FAIL", "DEADLINE")
+"""Ends of jobs that a task may be to blame for. The others (time limit, cancelled,
+preempted, a node that failed) cost no attempt."""
+
+
+class QueueJobs:
+    """What an agent has to do with the log of queue jobs.
+
+    Args:
+        number: of its own job in that log; None if it is in none.
+    """
+
+    def __init__(self, spool: Spool, number: int | None) -> None:
+        self._spool = spool
+        self._number = number
+        self._log = JobLog(spool.files, spool.area)
+
+    def evidence(self, ids: set[str]) -> dict[str, tuple[str, str]]:
+        """For those of the jobs that are over: "dead" or "silent", and what to say of it.
+
+        An agent may outlive its job; that is for seals to settle.
+        """
+        with suppress(OSError, SpoolError):
+            self._log.refresh()
+        return {
+            job.id: (
+                "dead" if job.state in CHARGED else "silent",
+                f"its job {job.id} ended as {job.state} ({job.reason}; told by {job.source})",
+            )
+            for job in self._log.jobs.values()
+            if job.id in ids and job.is_over
+        }
+
+    def mismatch(self, what: str) -> None:
+        """The agent cannot do the work that its job was submitted for."""
+        self._end("MISMATCH", what, failure=True)
+
+    def over(self, why: str) -> None:
+        """The agent has left."""
+        self._end("COMPLETED", why, failure=False)
+
+    def _end(self, word: str, reason: str, *, failure: bool) -> None:
+        if self._number is None:
+            return
+        with suppress(OSError, SpoolError):
+            self._log.refresh()
+            job = self._log.jobs.get(self._number)
+            if job is not None:
+                self._log.ended(job, word, reason, "the agent", failure=failure)
+
+    def succeed(self, patience: float) -> None:
+        """Have submitted what the work that is left needs.
+
+        Args:
+            patience: seconds that are left for it.
+        """
+        job = self._log.jobs.get(-1 if self._number is None else self._number)
+        if job is None or self._log.paused or self._log.no_submit or patience <= 0:
+            return
+        root = self._spool.files.root
+        argv = [sys.executable, "-m", "fsbroker.launch", f"--spool={root}", job.settings]
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(
+                argv,
+                stdin=subprocess.DEVNULL,
+                timeout=min(patience, SUBMITTING),
+                check=False,
+            )
