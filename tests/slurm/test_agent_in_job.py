@@ -207,7 +207,7 @@ class TestTime:
         assert site.ended(job) == "COMPLETED"
         assert not long.done()
         again = site.job("--ntasks=2", "--time=60", agent="--time=300 --idle-timeout=1")
-        assert long.result(LIMIT)[0] == "n1"
+        assert long.result(LIMIT)[0] in site.cluster.nodes
         assert site.ended(again) == "COMPLETED"
 
     def test_slurm_tells_what_the_submitter_did_not(self, site: Site) -> None:
@@ -233,8 +233,8 @@ class TestTime:
         ]
         assert not site.agents()
         site.job(agent="--time=300 --idle-timeout=1")
-        assert future.result(LIMIT) == "n1"
-        assert late.result(LIMIT)[0] == "n1"
+        assert future.result(LIMIT) in site.cluster.nodes
+        assert late.result(LIMIT)[0] in site.cluster.nodes
 
 
 class TestEnds:
@@ -250,7 +250,7 @@ class TestEnds:
             "free the agent was told to end"
         ]
         site.job(agent="--time=300 --idle-timeout=1")
-        assert future.result(LIMIT) == "n1"
+        assert future.result(LIMIT) in site.cluster.nodes
 
     def test_an_orphan(self, site: Site, tmp_path: Path) -> None:
         """The job's script is gone, and nobody tells the agent that it started."""
@@ -267,7 +267,7 @@ class TestEnds:
             "free the agent's queue job is gone"
         ]
         site.job(agent="--time=300 --idle-timeout=1")
-        assert future.result(LIMIT) == "n1"
+        assert future.result(LIMIT) in site.cluster.nodes
 
     def test_scancel_of_a_group(self, site: Site) -> None:
         """Its ranks may be told before the agent is: that is no accident of theirs."""
@@ -282,7 +282,7 @@ class TestEnds:
         site.cluster.wait_for(lambda: not site.agents(), LIMIT)
         assert [record.about.split()[0] for record in site.records("release")] == ["free"]
         site.job("--nodes=2", "--ntasks-per-node=1", agent="--time=300 --idle-timeout=1")
-        assert future.result(LIMIT) == ["n1", "n2"]
+        assert len(set(future.result(LIMIT))) == 2
 
     def test_requeue(self, site: Site, tmp_path: Path) -> None:
         begun = tmp_path / "begun"
