@@ -203,8 +203,7 @@ class Agent:
         self._crew.close()
         self.session.leave(self._over)
         self._jobs.over(self._over)
-        if self.session.has_ready_rows():
-            self._jobs.succeed(self._walltime.until_last_moment())
+        self._jobs.succeed(self.session.ready_rows(), self._walltime.until_last_moment())
 
     def _turn(self) -> None:
         events = self._selector.select(self._patience())

@@ -68,14 +68,18 @@ class QueueJobs:
             if job is not None:
                 self._log.ended(job, word, reason, "the agent", failure=failure)
 
-    def succeed(self, patience: float) -> None:
-        """Have submitted what the work that is left needs.
+    def succeed(self, rows: set[str], patience: float) -> None:
+        """Have submitted what the work that is left needs, if no other job will see to it.
 
         Args:
+            rows: that nobody has taken.
             patience: seconds that are left for it.
         """
         job = self._log.jobs.get(-1 if self._number is None else self._number)
         if job is None or self._log.paused or self._log.no_submit or patience <= 0:
+            return
+        there = {other.row for other in self._log.open()}
+        if "" in there or rows <= there:
             return
         root = self._spool.files.root
         argv = [sys.executable, "-m", "fsbroker.launch", f"--spool={root}", job.settings]

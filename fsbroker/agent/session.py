@@ -606,11 +606,14 @@ class AgentSession:
         listed = {one.agent for one in presence.listing(self._files, self._area)}
         return owner is not None and owner != self.agent and owner in listed
 
-    def has_ready_rows(self) -> bool:
-        """There is work that nobody has taken, as far as was read."""
-        return any(
-            State.READY in live.log.fold.state for live in self.live if "log" in live.__dict__
-        )
+    def ready_rows(self) -> set[str]:
+        """Work that nobody has taken, as far as was read, as "<task file>.<row>"."""
+        return {
+            f"{live.stem}.{row}"
+            for live in self.live
+            if "log" in live.__dict__
+            for row in live.log.fold.rows_in(State.READY)
+        }
 
     def others_hold_rows(self) -> bool:
         """Rows are held by agents that may be dead: somebody must stay and find out."""

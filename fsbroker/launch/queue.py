@@ -32,7 +32,7 @@ from fsbroker.errors import (
     SchedulerError,
     SpoolError,
 )
-from fsbroker.launch.demand import Demand
+from fsbroker.launch.demand import Demand, Work
 from fsbroker.launch.plan import Wanted, wanted
 from fsbroker.launch.scheduler import Ending, Request, Scheduler, Status
 from fsbroker.launch.script import is_plain
@@ -77,6 +77,7 @@ class QueueLauncher:
         self.capacity = Capacity(1 << 20, "the scheduler", 1 << 20, 0, 1 << 16, has_queue=True)
         self._settings = ""
         self._started: set[str] = set()
+        self._idle: set[int] = set()
         self._last_query = -QUERY_EVERY
         self._queries = 0
         self._asked = 0.0
@@ -146,15 +147,26 @@ class QueueLauncher:
             if work and not self.log.open():
                 raise self._explanation()
             return 0
+        self._drop_idle(work)
         count = 0
+        # Anew after each: others may have submitted what was missing a moment ago.
         while missing := wanted(work, self.log.open(), self._config):
-            for one in missing:
-                if not self._submit(one):
-                    return count  # somebody else was faster: look again
-                count += 1
-            if self._config.block_allocation:
-                break
+            count += self._submit(missing[0])
         return count
+
+    def _drop_idle(self, work: Iterable[Work]) -> None:
+        """Jobs that wait in the queue for tasks that have ended otherwise, or were cancelled."""
+        rows = {row for one in work for row in one.limits}
+        wait = {row for one in work for row in one.ready}
+        jobs = self.log.open()
+        idle = {job.number for job in jobs if (job.row not in rows if job.row else not wait)}
+        twice, self._idle = idle & self._idle, idle
+        for number in twice:
+            job = self.log.jobs[number]
+            if job.id and job.id not in self._started and job.scheduler == self._scheduler.name:
+                self._scheduler.cancel([job.id])
+                why = "its task ended otherwise, or was cancelled"
+                self.log.ended(job, "CANCELLED", why, "fsbroker", failure=False)
 
     def _submit(self, one: Wanted) -> bool:
         """Submit a job; False if another writer came between."""

@@ -137,7 +137,9 @@ class JobLog:
         return self.jobs[self._next - 1] if self._append(Kind.INTENT, content) else None
 
     def submitted(self, job: QueueJob, job_id: str) -> None:
-        self._say(Kind.JOB, of=job.number, id=job_id)
+        """Say under which id the scheduler has it."""
+        while self.jobs[job.number].id != job_id:
+            self._append(Kind.JOB, {"of": job.number, "id": job_id})
 
     def ended(self, job: QueueJob, state: str, reason: str, source: str, *, failure: bool) -> None:
         """Say how a job ended; once is enough, whoever finds it."""
@@ -152,17 +154,15 @@ class JobLog:
                 return
 
     def resume(self) -> None:
-        self._say(Kind.RESUME)
+        """Submit jobs again, whatever became of earlier ones."""
+        while self.paused or self.failures:
+            self._append(Kind.RESUME, {})
 
     def cannot_submit(self, reason: str) -> None:
         """Nobody can submit from this site's compute nodes: the next client will."""
         while not self.no_submit:
             if self._append(Kind.NO_SUBMIT, {"reason": reason}):
                 return
-
-    def _say(self, kind: Kind, **content: Any) -> None:
-        while not self._append(kind, content):
-            pass
 
     def _append(self, kind: Kind, content: Mapping[str, Any]) -> bool:
         """Append a record behind what was read; False if another was faster, and is read now."""
