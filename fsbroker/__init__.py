@@ -1,8 +1,14 @@
 """Python functions on clusters, through a shared directory and the site's own scheduler."""
 
-from fsbroker.executor import ClusterExecutor, attach
-from fsbroker.future import Future
-from fsbroker.program import Completed, TaskResources, mpi_command, resources, run
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fsbroker.executor import ClusterExecutor, attach
+    from fsbroker.future import Future
+    from fsbroker.program import Completed, TaskResources, mpi_command, resources, run
 
 __version__ = "0.1.0"
 
@@ -16,3 +22,19 @@ __all__ = [
     "resources",
     "run",
 ]
+
+_MODULES = {"ClusterExecutor": "executor", "attach": "executor", "Future": "future"}
+
+
+def __getattr__(name: str) -> object:
+    # On first use: agents and workers, which start by the thousand, use none of these.
+    if name not in __all__:
+        message = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(message)
+    found = getattr(import_module(f"fsbroker.{_MODULES.get(name, 'program')}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -271,6 +271,9 @@ class Canon(Stream):
     ) -> None:
         name = attributes[0]
         value = vars(module).get(name, MISSING)
+        if value is MISSING and "__getattr__" in vars(module):
+            # Loaded on first use: the worker and a new session have not used it yet.
+            value = getattr(module, name, MISSING)
         self._witness.saw_name(vars(module), name, value)
         self.put_text(b"attribute", name)
         self._used(user, f"{module.__name__}.{name}", value, [attributes[1:]])

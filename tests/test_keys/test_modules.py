@@ -208,6 +208,24 @@ def test_state_that_tasks_left_in_a_module_does_not_undo_a_verdict(own_module):
     assert identify(module.f).digest != digest
 
 
+def test_what_a_module_loads_on_first_use_is_the_same_before_and_after(own_module):
+    module, file = own_module
+    file.write_text(
+        "def __getattr__(name):\n"
+        "    if name != 'late':\n"
+        "        raise AttributeError(name)\n"
+        "    globals()['late'] = lambda x: x\n"
+        "    return globals()['late']\n"
+    )
+    importlib.reload(module)
+    user = define("import ownmod\ndef f(x): return ownmod.late(x)\n")
+    before = identify(user).digest
+    assert user(3) == 3
+    vars(module).pop("__warningregistry__", None)
+    importlib.reload(module)
+    assert identify(define("import ownmod\ndef f(x): return ownmod.late(x)\n")).digest == before
+
+
 def test_an_own_module_may_hold_what_has_no_address(own_module):
     module, file = own_module
     text = "handle = (n for n in [])\ndef f(x): return handle, x\n"
