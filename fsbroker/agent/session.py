@@ -218,6 +218,8 @@ class AgentSession:
     def _own(self, live: LiveFile, ranges: tuple[Range, ...]) -> Claim | None:
         if not live.log.append(Kind.CLAIM, self.agent, ranges):
             return None
+        if any(live.log.fold.owner_of(row) != self.agent for row in rows_of(ranges)):
+            return None  # chosen by an older fold: such a claim has no effect
         self._claimed[live.stem] = live
         self.held.setdefault(live.stem, set()).update(rows_of(ranges))
         self._published.get(live.stem, set()).difference_update(rows_of(ranges))

@@ -242,15 +242,23 @@ class Results:
         return [Place(self._paths[number], index) for number, index in found]
 
     def _read_packs(self) -> None:
+        for _ in range(ATTEMPTS):
+            if self._read_listed_packs():
+                return
+
+    def _read_listed_packs(self) -> bool:
+        """Read the packs that are new; False if one went into a larger one meanwhile."""
         self._files.freshen(self._area.packs)
         names = self._files.names(self._area.packs)
         paths = {f"{self._area.packs}/{name}" for name in names if parse_pack(name) is not None}
         for path in self._packs.keys() - paths:
             del self._packs[path]
+        whole = True
         for path in sorted(paths - self._packs.keys() - self.damaged.keys()):
             try:
                 file = self._opened(path)
             except FileNotFoundError:
+                whole = False
                 continue
             except FileDamaged as error:
                 self.damaged[path] = error
@@ -261,6 +269,7 @@ class Results:
                 if stem in self._ended:
                     self._mark_ended(stem, file.rows[file.rows["file"] == number])
             self._news.append(file)
+        return whole
 
     def _forget_packed(self, pack: ResultFile) -> None:
         """Look-ups will find these rows in the pack: the memory for them is free again."""

@@ -406,8 +406,10 @@ class Log:
         (`fitting`).
 
         Raises:
-            Retired: the log is gone.
+            Retired: the log is gone, or has ended.
         """
+        if self.fold.retired:
+            raise Retired(self.stem)
         due = self.fold.next and self.fold.next % CHECKPOINT_EVERY == 0
         if due and not self._append_checkpoint():
             return False
