@@ -270,6 +270,24 @@ def test_a_retire_record_means_retired(spool):
         log_of(spool).refresh()
 
 
+def test_who_has_read_retire_appends_nothing(spool):
+    log = log_of(spool)
+    assert log.append(Kind.RETIRE, ME, [])
+    with pytest.raises(Retired):
+        log.append(Kind.CLAIM, ME, [(0, 1)])
+    assert len(spool.files.names(log.path)) == 1
+
+
+def test_a_log_that_was_never_read_is_blank_until_somebody_was_faster(spool):
+    mine, yours = log_of(spool), log_of(spool)
+    assert mine.is_blank()
+    assert mine.append(Kind.CLAIM, ME, [(0, 1)])
+    assert not mine.is_blank()
+    assert yours.is_blank()
+    assert not yours.append(Kind.CLAIM, YOU, [(0, 1)])
+    assert not yours.is_blank()
+
+
 def test_newcomers_read_from_the_last_checkpoint(spool, monkeypatch):
     mine = log_of(spool, rows=400)
     for row in range(2 * CHECKPOINT_EVERY + 10):

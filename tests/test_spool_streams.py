@@ -204,6 +204,35 @@ def test_packs_merge_in_tiers(spool):
     assert len(before) == packs.FAN * (packs.FAN + 1)
 
 
+def test_a_pack_that_was_merged_before_it_was_opened_is_found_in_the_larger_one(spool, monkeypatch):
+    fill(spool, 12).close()
+    before = values(spool)
+    for _ in range(2):  # then the inputs are gone
+        packs.cycle(spool.files, spool.area)
+    (old,) = spool.files.names(spool.area.packs)
+    new = f"{spool.area.packs}/02.{'c' * 16}.h5"
+    real = spool.files.open
+
+    def opened(path):
+        if path.endswith(old) and not os.path.exists(f"{spool.files.root}/{new}"):
+            spool.files.rename(path, new)
+        return real(path)
+
+    monkeypatch.setattr(spool.files, "open", opened)
+    assert values(spool) == before
+
+
+def test_the_row_that_was_waited_for_counts_and_not_the_latest_of_its_key(spool):
+    mine = stream(spool)
+    publish(spool, mine, "k", stem="first", status=Status.FAILED, error={"type": "E"})
+    publish(spool, mine, "k", stem="second", round=1)
+    results = Results(spool.files, spool.area)
+    results.poll(deep=True)
+    assert results.find(key_of("k")).status == Status.DONE
+    assert results.find_row(key_of("k"), "first", 0).status == Status.FAILED
+    assert results.find_row(key_of("k"), "third", 0) is None
+
+
 def test_errors_and_generations_go_into_packs(spool):
     mine = fill(spool, 9)
     publish(spool, mine, "bad", first=9, status=Status.FAILED, error={"type": "E"}, generation=3)
