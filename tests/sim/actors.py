@@ -23,6 +23,7 @@ from fsbroker.spool.streams import Sealed
 from fsbroker.spool.taskfile import Arguments, FunctionEntry, TaskRow
 from fsbroker.task import Dependency, Encoding, Outcome, Status, Value
 from tests.sim.invariants import Violation
+from tests.sim.model import TICK
 from tests.sim.scheduler import Actor
 
 if TYPE_CHECKING:
@@ -310,7 +311,8 @@ class Client:
                 tickets.append(ticket)
                 self.world.truth.wanted[ticket] = rows[-1].round
         if rows:
-            self.world.truth.makes([row.key for row in rows], known)
+            lag = 2 * TICK if self.actor.files.host.mount.ticks else 0.0
+            self.world.truth.makes([row.key for row in rows], known, lag)
             stem = self.session.publish(self.world.lane(), rows, tickets)
             self.world.truth.accept(stem)
             for number, ticket in enumerate(tickets):

@@ -20,7 +20,7 @@ from fsbroker.spool.log import Fold, Kind, Record, State, parse, rows_of
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import TaskFile
 from fsbroker.task import Status
-from tests.sim.model import DIRECTORY, FILE, LINK, ModelDisk, Node
+from tests.sim.model import DIRECTORY, FILE, LINK, Clock, ModelDisk, Node
 
 
 class Violation(BaseException):
@@ -65,7 +65,17 @@ class Task(NamedTuple):
 class Published:
     """An outcome, and the files that it stands in."""
 
-    __slots__ = ("acknowledged", "agent", "generation", "key", "places", "round", "status", "text")
+    __slots__ = (
+        "acknowledged",
+        "agent",
+        "generation",
+        "key",
+        "places",
+        "round",
+        "since",
+        "status",
+        "text",
+    )
 
     def __init__(self, key: bytes, status: int, text: bytes, generation: int, round_: int) -> None:
         self.key = key
@@ -76,6 +86,7 @@ class Published:
         self.agent = ""
         self.places: set[str] = set()
         self.acknowledged = False
+        self.since = 0.0
 
     def same(self, other: Published) -> bool:
         return (self.key, self.status, self.text, self.generation, self.round) == (
@@ -103,8 +114,9 @@ class Truth:
         wanted: the lowest round whose failure may reach a ticket.
     """
 
-    def __init__(self, disk: ModelDisk, area: Area) -> None:
+    def __init__(self, disk: ModelDisk, area: Area, clock: Clock) -> None:
         self.disk = disk
+        self.clock = clock
         self.area = area
         self.tasks: dict[str, Task] = {}
         self.folds: dict[str, Fold] = {}
@@ -272,6 +284,7 @@ class Truth:
     def _note(self, row: Row, made: Published, path: str) -> None:
         self.outcomes[row] = made
         made.places.add(path)
+        made.since = self.clock.now
         if self.ended_keys.get(made.key) != Status.DONE:
             self.ended_keys[made.key] = made.status
 
@@ -343,15 +356,21 @@ class Truth:
                 )
         return found
 
-    def makes(self, keys: Iterable[bytes], known: set[Row]) -> None:
+    def makes(self, keys: Iterable[bytes], known: set[Row], lag: float) -> None:
         """A client makes new rows, having looked up what must be found.
 
         Another row of the key, made since, may have got a value: that is no fault.
+
+        Args:
+            lag: seconds for which nobody can know of a change (a tick of an NFS v3 server).
         """
+        latest = self.clock.now - lag
         values = {
             made.key
             for row in known
-            if (made := self.outcomes.get(row)) and made.status == Status.DONE
+            if (made := self.outcomes.get(row))
+            and made.status == Status.DONE
+            and made.since <= latest
         }
         if not self.collected and (again := values.intersection(keys)):
             raise Violation(f"{again} were submitted anew, though they have values")

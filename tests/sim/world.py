@@ -29,8 +29,6 @@ from tests.sim.scheduler import Actor, Scheduler, Strike, Stuck
 AREA = actors.AREA
 GC_IS_SAFE = False
 """Whether gc sees task files that came while it looked, and name what it removes."""
-NUDGED = True
-"""Whether sessions touch directories again a little after they changed (rule 15)."""
 LANE = Lane(100, "c1", actors.ENVIRONMENT, Limits())
 
 
@@ -107,7 +105,7 @@ def _mount(chance: random.Random) -> Mount:
     network = chance.random() < 0.5
     return Mount(
         cached=network,
-        ticks=network and chance.random() < 0.5 and NUDGED,
+        ticks=network and chance.random() < 0.5,
         locks=chance.choice(("good", "good", "nobody", "local", "refused", "sticky")),
         calm=chance.choice((0, 0, 30, 100)),
         lies=network,
@@ -132,7 +130,7 @@ class World:
         self.scheduler = Scheduler(self.disk, self.chance, self.scenario.burst)
         self.scheduler.on_power_loss = self._after_power_loss
         self.scheduler.on_death = self._after_death
-        self.truth = Truth(self.disk, AREA)
+        self.truth = Truth(self.disk, AREA, self.scheduler)
         self.closing = False
         self.boots = 0
         self.processes: dict[int, Actor] = {}
