@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fsbroker.agent import session
-from fsbroker.spool import archive, blobs, gc, packs, streams
+from fsbroker.spool import archive, blobs, gc, packs, streams, tiers
 from fsbroker.spool.files import Files
 from fsbroker.spool.gc import Kind, Wishes
 from fsbroker.spool.index import Results
@@ -332,7 +332,7 @@ def test_results_that_live_task_files_name_stay(hand):
     assert {name for name in names if has_value(hand, name)} == {"f3", "f7"}
     hand.run()
     assert has_value(hand, "dependent")
-    assert not any(len(packs.inputs_of(hand.files, path)) > 1 for path in _packs(hand))
+    assert not any(len(tiers.inputs_of(hand.files, path)) > 1 for path in _packs(hand))
 
 
 def _packs(hand) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from fsbroker.client.again import Again
 from fsbroker.client.history import History, Phase, keys_with_tag, records_of
-from fsbroker.spool import archive
+from fsbroker.spool import archive, tiers
 from fsbroker.spool.archive import cycle as archive_cycle
 from fsbroker.spool.census import Census
 from fsbroker.spool.files import Files
@@ -148,7 +148,7 @@ def test_keys_with_a_tag_come_in_the_order_of_submission_from_everywhere(hand):
 
 
 def test_a_task_file_in_a_bundle_reads_as_it_did_alone(hand):
-    for number in range(archive.FAN):
+    for number in range(tiers.FAN):
         hand.submit(f"f{number}", Job(f"g{number}", (f"f{number}",)))
     hand.run()
 
@@ -167,22 +167,22 @@ def test_a_task_file_in_a_bundle_reads_as_it_did_alone(hand):
     bundle(hand)
     assert [name.count(".") for name in archived(hand)] == [2]
     assert contents() == before
-    assert len(before) == archive.FAN
+    assert len(before) == tiers.FAN
 
 
 def test_inputs_go_only_a_cycle_later(hand):
-    for number in range(archive.FAN):
+    for number in range(tiers.FAN):
         hand.submit(f"f{number}")
     hand.run()
     assert archive_cycle(hand.files, hand.area)
-    assert len(archived(hand)) == archive.FAN + 1
-    assert len(History(hand.spool).tasks) == archive.FAN, "each is seen once"
+    assert len(archived(hand)) == tiers.FAN + 1
+    assert len(History(hand.spool).tasks) == tiers.FAN, "each is seen once"
     archive_cycle(hand.files, hand.area)
     assert len(archived(hand)) == 1
 
 
 def test_inputs_of_a_damaged_bundle_stay(hand):
-    for number in range(archive.FAN):
+    for number in range(tiers.FAN):
         hand.submit(f"f{number}")
     hand.run()
     assert archive_cycle(hand.files, hand.area)
@@ -193,20 +193,20 @@ def test_inputs_of_a_damaged_bundle_stay(hand):
         file.seek(middle)
         file.write(bytes(middle))
     archive_cycle(hand.files, hand.area)
-    assert len(archived(hand)) == archive.FAN + 1
+    assert len(archived(hand)) == tiers.FAN + 1
 
 
 def test_bundles_merge_in_tiers(hand):
     agent = hand.agent()
-    for start in range(archive.FAN):
-        for number in range(archive.FAN):
+    for start in range(tiers.FAN):
+        for number in range(tiers.FAN):
             hand.submit(f"f{start} {number}")
         hand.run(agent)
         bundle(hand)
     archive_cycle(hand.files, hand.area)
     archive_cycle(hand.files, hand.area)
     assert [name.split(".")[0] for name in archived(hand)] == ["02"]
-    assert len(History(hand.spool).tasks) == archive.FAN**2
+    assert len(History(hand.spool).tasks) == tiers.FAN**2
 
 
 class MovingFiles(Files):
@@ -222,14 +222,14 @@ class MovingFiles(Files):
 
 
 def test_no_task_is_missed_while_files_move(hand):
-    for number in range(archive.FAN):
+    for number in range(tiers.FAN):
         hand.submit(f"f{number}")
     hand.run()
     files = MovingFiles(hand.root)
     files.hand, files.moves = hand, itertools.count()
     stems = [entry.stem for entry in Census(files, hand.area).task_files()]
     assert next(files.moves) > 1, "nothing moved"
-    assert len(stems) == len(set(stems)) == archive.FAN
+    assert len(stems) == len(set(stems)) == tiers.FAN
 
 
 def test_outcomes_are_found_in_packs(hand):

@@ -6,7 +6,7 @@ import os
 import pytest
 
 from fsbroker.errors import FileDamaged
-from fsbroker.spool import packs, streams
+from fsbroker.spool import packs, streams, tiers
 from fsbroker.spool import spool as spools
 from fsbroker.spool.index import Results
 from fsbroker.spool.presence import Self
@@ -189,8 +189,8 @@ def test_two_packers_of_the_same_files_change_nothing(spool):
 
 def test_packs_merge_in_tiers(spool):
     before = {}
-    for number in range(packs.FAN):
-        mine = fill(spool, packs.FAN + 1, f"{number:016x}")
+    for number in range(tiers.FAN):
+        mine = fill(spool, tiers.FAN + 1, f"{number:016x}")
         mine.close()
         for _ in range(2):
             packs.cycle(spool.files, spool.area)
@@ -199,9 +199,9 @@ def test_packs_merge_in_tiers(spool):
         packs.cycle(spool.files, spool.area)
     names = spool.files.names(spool.area.packs)
     assert any(name.startswith("02.") for name in names)
-    assert len(names) < packs.FAN
+    assert len(names) < tiers.FAN
     assert values(spool) == before
-    assert len(before) == packs.FAN * (packs.FAN + 1)
+    assert len(before) == tiers.FAN * (packs.FAN + 1)
 
 
 def test_a_pack_that_was_merged_before_it_was_opened_is_found_in_the_larger_one(spool, monkeypatch):

@@ -5,35 +5,26 @@
 A bundle holds the bytes of task files as they were, each a section under its stem, so a
 task file is read inside a bundle as it is read alone, through a `Window`.
 
-The rules are those of packs: anybody may bundle, at any time, twice; the bundle is durable
-before its inputs go, and they go only when a *later* cycle finds the bundle whole, so that
-a reader with an old listing seldom meets ENOENT. When it does, it lists again.
+The rules are those of packs (`tiers.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import chain
 
 import numpy as np
 
-from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.spool.container import Container, image
 from fsbroker.spool.files import Files, OpenFile
 from fsbroker.spool.layout import Area, parse_pack, parse_stem
-from fsbroker.spool.packs import drop_inputs, exists, inputs_of
 from fsbroker.spool.publish import publish
+from fsbroker.spool.tiers import FAN, MOST_INPUTS, UNREADABLE, Tiers
 
-FAN = 8
-"""Files merged into one: of finished task files at least so many, of bundles as many."""
-MOST_INPUTS = 512
 LARGEST = 256 << 20
 """Bytes; bundles above are not merged any further, and none is built of more: its
 builder, an agent, holds it in memory twice."""
 SECTION = "tasks/"
-
-_UNREADABLE = (FileNotFoundError, FileDamaged, FileRefused)
 
 
 class Window(OpenFile):
@@ -103,8 +94,13 @@ def cycle(files: Files, area: Area) -> bool:
     if lock is None:
         return False
     try:
-        drop_inputs(files, chain.from_iterable(_bundles(files, area).values()))
-        return _bundle_singles(files, area) or _merge_tier(files, area)
+        bundles = Tiers(files, area.archive, LARGEST)
+        bundles.drop_inputs()
+        inputs = _singles(files, area, bundles.inputs())
+        if len(inputs) >= FAN and _publish(files, area, inputs, 1):
+            return True
+        due = bundles.due()
+        return due is not None and _publish(files, area, due[1], due[0])
     finally:
         lock.release()
 
@@ -121,29 +117,13 @@ def rewrite(files: Files, area: Area, path: str, keep: Callable[[str], bool]) ->
     return True
 
 
-def _bundles(files: Files, area: Area) -> dict[int, list[str]]:
-    """The bundles, by tier."""
-    tiers: dict[int, list[str]] = {}
-    for path in listing(files, area):
-        tier = parse_pack(path.rpartition("/")[2])
-        if tier is not None:
-            tiers.setdefault(tier, []).append(path)
-    return tiers
-
-
-def _bundle_singles(files: Files, area: Area) -> bool:
-    bundled = {
-        name
-        for paths in _bundles(files, area).values()
-        for path in paths
-        for name in inputs_of(files, path)
-    }
+def _singles(files: Files, area: Area, bundled: set[str]) -> list[str]:
+    """Task files that stand alone in the archive, as many as fit in one bundle."""
     singles = [path for path in listing(files, area) if _stem_of(path) and path not in bundled]
     live = {name.removesuffix(".h5") for name in files.names(area.tasks)}
     # One whose live name still stands would be linked here again by who finishes its burial.
     buried = [path for path in singles if _stem_of(path) not in live]
-    inputs = _fitting(files, buried[:MOST_INPUTS])
-    return len(inputs) >= FAN and _publish(files, area, inputs, 1)
+    return _fitting(files, buried[:MOST_INPUTS])
 
 
 def _fitting(files: Files, paths: Sequence[str]) -> list[str]:
@@ -158,20 +138,6 @@ def _fitting(files: Files, paths: Sequence[str]) -> list[str]:
     return found
 
 
-def _merge_tier(files: Files, area: Area) -> bool:
-    for tier, paths in sorted(_bundles(files, area).items()):
-        small = [path for path in paths if files.size(path) < LARGEST // FAN]
-        # An input of a bundle that is still there would be merged a second time.
-        settled = [
-            path
-            for path in small
-            if not any(exists(files, name) for name in inputs_of(files, path))
-        ]
-        if len(settled) >= FAN:
-            return _publish(files, area, settled[:FAN], min(tier + 1, 99))
-    return False
-
-
 def _publish(
     files: Files,
     area: Area,
@@ -183,7 +149,7 @@ def _publish(
     sections: dict[str, bytes | np.ndarray] = {}
     merged = []
     for path in inputs:
-        with suppress(*_UNREADABLE):
+        with suppress(*UNREADABLE):
             found = {
                 f"{SECTION}{stem}": _checked(files, stem, file)
                 for stem, file in opened(files, path)

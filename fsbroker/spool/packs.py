@@ -1,34 +1,24 @@
-"""Merging old result files into packs, and finished task files into bundles.
-
-Anybody may do it, at any time, twice: a pack repeats what its inputs say, so nothing
-depends on who packs. Inputs go only when a *later* cycle finds the pack there, so that
-a reader with an old listing meets ENOENT seldom; when it does, it looks again and
-finds the pack.
-"""
+"""Merging old result files into packs, with a sorted key index (`tiers.py`)."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import chain
 
 import numpy as np
 
-from fsbroker.errors import FileDamaged, FileRefused
-from fsbroker.spool.container import Container, Image, image
+from fsbroker.spool.container import Image, image
 from fsbroker.spool.files import Files
-from fsbroker.spool.layout import Area, is_agent, parse_pack
+from fsbroker.spool.layout import Area, is_agent
 from fsbroker.spool.publish import publish
 from fsbroker.spool.streams import ResultFile, entries
+from fsbroker.spool.tiers import FAN, MOST_INPUTS, UNREADABLE, Tiers
 from fsbroker.spool.values import ValueMerger
 from fsbroker.task import KEY_BYTES
 
-FAN = 8
-"""Files merged into one: of result files at least so many, of packs of one tier as many."""
 LARGEST = 1 << 30
 """Bytes; packs above are not merged any further."""
-MOST_INPUTS = 512
 
 
 def cycle(files: Files, area: Area) -> bool:
@@ -37,8 +27,14 @@ def cycle(files: Files, area: Area) -> bool:
     if lock is None:
         return False
     try:
-        drop_inputs(files, chain.from_iterable(_packs(files, area).values()))
-        return _pack_streams(files, area) or _merge_tier(files, area)
+        packs = Tiers(files, area.packs, LARGEST)
+        packs.drop_inputs()
+        packed = packs.inputs()
+        inputs = [path for path in packable(files, area) if path not in packed][:MOST_INPUTS]
+        if len(inputs) >= FAN and _merge(files, area, inputs, tier=1):
+            return True
+        due = packs.due()
+        return due is not None and _merge(files, area, due[1], tier=due[0])
     finally:
         lock.release()
 
@@ -67,79 +63,11 @@ def _is_link(files: Files, path: str) -> bool:
     return True
 
 
-def _packs(files: Files, area: Area) -> dict[int, list[str]]:
-    """The packs, by tier."""
-    tiers: dict[int, list[str]] = {}
-    for name in sorted(files.names(area.packs)):
-        tier = parse_pack(name)
-        if tier is not None:
-            tiers.setdefault(tier, []).append(f"{area.packs}/{name}")
-    return tiers
-
-
-def inputs_of(files: Files, path: str) -> list[str]:
-    with Container(files, path, "pack", "archive") as file:
-        return list(file.meta["inputs"])
-
-
-def drop_inputs(files: Files, merged: Iterable[str]) -> None:
-    """Delete what packs (or bundles) of earlier cycles have merged."""
-    for path in merged:
-        with suppress(FileNotFoundError, FileDamaged, FileRefused):
-            left = [name for name in inputs_of(files, path) if exists(files, name)]
-            if left and _is_whole(files, path):
-                # Whoever linked the file may have died, or failed, before its fsync.
-                files.sync_directory(path.rpartition("/")[0])
-                for name in left:
-                    with suppress(FileNotFoundError):
-                        files.unlink(name)
-
-
-def exists(files: Files, path: str) -> bool:
-    try:
-        files.size(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _is_whole(files: Files, path: str) -> bool:
-    with Container(files, path) as file:
-        for name in file.sections:
-            file.read(name)
-    return True
-
-
-def _pack_streams(files: Files, area: Area) -> bool:
-    packed = {
-        name
-        for paths in _packs(files, area).values()
-        for path in paths
-        for name in inputs_of(files, path)
-    }
-    inputs = [path for path in packable(files, area) if path not in packed][:MOST_INPUTS]
-    return len(inputs) >= FAN and _merge(files, area, inputs, tier=1)
-
-
-def _merge_tier(files: Files, area: Area) -> bool:
-    for tier, paths in sorted(_packs(files, area).items()):
-        small = [path for path in paths if files.size(path) < LARGEST // FAN]
-        # An input of a pack that is still there would be merged a second time.
-        settled = [
-            path
-            for path in small
-            if not any(exists(files, name) for name in inputs_of(files, path))
-        ]
-        if len(settled) >= FAN:
-            return _merge(files, area, settled[:FAN], tier=min(tier + 1, 99))
-    return False
-
-
 def _merge(files: Files, area: Area, inputs: Sequence[str], tier: int) -> bool:
     opened = []
     try:
         for path in inputs:
-            with suppress(FileNotFoundError, FileDamaged, FileRefused):
+            with suppress(*UNREADABLE):
                 opened.append(ResultFile(files, path))
         if len(opened) < 2:
             return False

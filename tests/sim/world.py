@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from fsbroker.client.session import Lane
-from fsbroker.spool import container, log, packs, presence
+from fsbroker.spool import container, log, packs, presence, tiers
 from fsbroker.spool.files import Buffer
 from fsbroker.spool.layout import DIRECTORIES
 from fsbroker.spool.spool import Spool
@@ -397,6 +397,7 @@ def in_simulation(world: World) -> Iterator[None]:
         (container, "_body", _plain_body),
         (log, "CHECKPOINT_EVERY", 8),
         (packs, "FAN", 3),
+        (tiers, "FAN", 3),
         (presence, "is_dead_process", world.is_dead_process),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
