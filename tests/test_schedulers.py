@@ -214,15 +214,16 @@ class TestContract:
         with pytest.raises(ResourceError, match="cannot hold"):
             site.scheduler.script(replace(asked, queue=queue))
 
+    @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])  # without and with the letter of Flux
     def test_the_users_own_defaults_hide_nothing(
-        self, site: Site, asked: Request, monkeypatch: pytest.MonkeyPatch
+        self, site: Site, asked: Request, monkeypatch: pytest.MonkeyPatch, locale: str
     ) -> None:
         for name, value in {
             "SBATCH_PARTITION": "nope",
             "SQUEUE_NAMES": "nope",
             "SCANCEL_NAME": "nope",
             "FLUX_JOB_ID": "fzzz",
-            "LC_ALL": "C",
+            "LC_ALL": locale,
         }.items():
             monkeypatch.setenv(name, value)
         job = site.scheduler.submit(asked)

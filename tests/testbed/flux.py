@@ -21,6 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.testbed import leftovers
+
+PREFIX = "fsb-flux"
 CONFIGURATION = """
 [resource]
 noverify = true
@@ -43,7 +46,9 @@ class Instance:
     """Three brokers; `directory` holds all their files."""
 
     def __enter__(self) -> Instance:
-        self.directory = Path(tempfile.mkdtemp(prefix="fsb-flux-"))
+        for directory in leftovers.of_dead(PREFIX):
+            shutil.rmtree(directory, ignore_errors=True)
+        self.directory = Path(tempfile.mkdtemp(prefix=leftovers.prefix(PREFIX)))
         (self.directory / "flux.toml").write_text(CONFIGURATION)
         (self.directory / "run").mkdir()
         options = [
