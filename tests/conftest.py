@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.groups import GROUPS, required
+from tests.testbed.flux import Instance
 from tests.testbed.powerloss import PowerLossDisk
 from tests.testbed.slurm import Cluster
 from tests.testbed.users import Accounts
@@ -138,3 +139,22 @@ def slurm(slurm_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
         monkeypatch.setenv(name, value)
     yield slurm_cluster
     slurm_cluster.restore()
+
+
+@pytest.fixture(scope="session")
+def flux_instance() -> Iterator[Instance]:
+    """The instance behind `flux`; tests ask for that."""
+    with Instance() as instance:
+        yield instance
+
+
+@pytest.fixture
+def flux(flux_instance: Instance, monkeypatch: pytest.MonkeyPatch) -> Iterator[Instance]:
+    """A Flux instance of nodes f1 to f3, without jobs before each test; mark the test `flux`.
+
+    The test's own process and its children find it too.
+    """
+    for name, value in flux_instance.environment().items():
+        monkeypatch.setenv(name, value)
+    yield flux_instance
+    flux_instance.restore()

@@ -9,6 +9,7 @@ their commands run here, with a limit of time, and with what they wrote kept for
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Collection, Mapping, Sequence
@@ -40,7 +41,6 @@ class Request:
         setup: shell lines before the agent.
         queue: keys for the site: partition, account, ..., and those of its own template.
         arguments: more arguments of the submit command.
-        variables: of the environment, beyond the client's.
     """
 
     name: str
@@ -132,10 +132,14 @@ class Scheduler(Protocol):
         """
 
     def ending(self, job: str) -> Ending | None:
-        """How a job ended; None if the scheduler does not know it any more."""
+        """How a job ended; None if the scheduler does not know it any more.
+
+        Raises:
+            SchedulerError: that is not known, or it has not ended: a listing without it was wrong.
+        """
 
 
-def run(argv: Sequence[str], *, patience: float = PATIENCE, directory: str | None = None) -> str:
+def run(argv: Sequence[str], *, directory: str | None = None) -> str:
     """What a command of the scheduler prints.
 
     Raises:
@@ -147,7 +151,7 @@ def run(argv: Sequence[str], *, patience: float = PATIENCE, directory: str | Non
             argv,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=patience,
+            timeout=PATIENCE,
             check=False,
             cwd=directory,
             env=_own_variables(),
@@ -159,7 +163,7 @@ def run(argv: Sequence[str], *, patience: float = PATIENCE, directory: str | Non
             "Submit from a login node, or load the site's module for it.",
         ) from error
     except subprocess.TimeoutExpired as error:
-        raise SchedulerError(f"No answer within {patience:g} s", argv[0]) from error
+        raise SchedulerError(f"No answer within {PATIENCE:g} s", argv[0]) from error
     except OSError as error:
         raise SchedulerError(f"It cannot be run ({error.strerror})", argv[0]) from error
     if done.returncode:
@@ -169,6 +173,31 @@ def run(argv: Sequence[str], *, patience: float = PATIENCE, directory: str | Non
     return done.stdout.decode(errors="replace")
 
 
+def id_in(said: str, form: str) -> str:
+    """The job id that a submit command printed, on a line of its own.
+
+    Args:
+        said: what it printed; wrappers of a site may greet before or after.
+        form: regular expression of the line, whose first group is the id.
+
+    Raises:
+        SchedulerError: there is none.
+    """
+    for line in reversed(said.splitlines()):
+        if found := re.fullmatch(form, line.strip()):
+            return found[1]
+    raise SchedulerError(
+        f"A job was submitted without an id; it said: {said[-SHOWN:] or 'nothing'}"
+    )
+
+
+_DEFAULTS = ("SBATCH_", "SQUEUE_", "SCANCEL_", "SACCT_")
+
+
 def _own_variables() -> dict[str, str]:
-    """Without the defaults that a user has for his own jobs' sbatch: the script says it all."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("SBATCH_")}
+    """Without the defaults that users have for their own commands: they would hide jobs.
+
+    Flux writes its ids with a letter that not every locale has, unless it is told not to.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_DEFAULTS)}
+    return {**kept, "FLUX_F58_FORCE_ASCII": "1"}

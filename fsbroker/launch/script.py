@@ -1,11 +1,12 @@
-"""Job scripts: pysqa fills a template in and submits it, for every scheduler that it knows.
+"""Job scripts: templates, and pysqa, which fills them in and submits them.
 
 The template is fsbroker's own, the user's (``submission_template``), or that of the site's
-pysqa directory (``queue.yaml``), which is taken as it is.
+pysqa directory (``queue.yaml``), which is taken as it is. `words` says what templates may use.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -13,13 +14,13 @@ from functools import cached_property
 from typing import Any
 
 from fsbroker.errors import MissingProgram, ResourceError
-from fsbroker.launch.scheduler import Request, run
+from fsbroker.launch.scheduler import Request, id_in, run
 
 _OWN_KEYS = frozenset(
     (
         *("job_name", "working_directory", "directory", "comment", "command", "setup"),
         *("cores", "ranks", "threads", "nodes", "memory", "memory_max", "gpus", "exclusive"),
-        *("run_time_max", "time", "dependency_list", "after", "arguments", "queue"),
+        *("run_time_max", "seconds", "time", "dependency_list", "after", "arguments", "queue"),
         *("partition", "account", "qos", "constraint"),
     )
 )
@@ -41,17 +42,13 @@ class Pysqa:
         self._directory = directory
 
     @cached_property
-    def _adapter(self) -> Any:
+    def _bare(self) -> Any:
+        return _pysqa()(queue_type=self._kind, execute_command=_execute)
+
+    @cached_property
+    def _site(self) -> Any:
         try:
-            from pysqa import QueueAdapter
-        except ImportError as error:
-            raise MissingProgram(
-                "Submitting queue jobs needs pysqa", "pysqa", "pip install 'fsbroker[queue]'"
-            ) from error
-        if self._directory is None:
-            return QueueAdapter(queue_type=self._kind, execute_command=_execute)
-        try:
-            return QueueAdapter(directory=self._directory, execute_command=_execute)
+            return _pysqa()(directory=self._directory, execute_command=_execute)
         except (OSError, ValueError, KeyError) as error:
             cure = "It must hold a queue.yaml and the templates that it names."
             raise ResourceError(
@@ -65,7 +62,7 @@ class Pysqa:
     def _texts(self) -> list[str]:
         if self._directory is None:
             return [self._template]
-        queues = (self._adapter.config or {}).get("queues", {})
+        queues = self._site.config["queues"]
         paths = (os.path.join(self._directory, queue["script"]) for queue in queues.values())
         return [_read(path) for path in paths]
 
@@ -80,13 +77,16 @@ class Pysqa:
     def _called(self, request: Request, execute: Callable[..., Any] | None) -> Any:
         from jinja2 import TemplateError
 
-        wanted = self._wanted(request)
+        wanted = words(request)
         given = request.queue.get("submission_template")
         if self._directory is None or given:
-            wanted["submission_template"] = given or self._template
+            # A queue of a site overrules other templates; without a site there are no queues.
+            wanted |= {"queue": None, "submission_template": given or self._template}
+            face = self._bare
         else:
             self._check_limits(wanted)
-        adapter = self._adapter._adapter  # noqa: SLF001 - its public face only submits
+            face = self._site
+        adapter = face._adapter  # noqa: SLF001 - the public face only submits
         try:
             if execute is None:
                 return adapter._job_submission_template(**wanted)  # noqa: SLF001
@@ -96,40 +96,9 @@ class Pysqa:
             where = self._directory or "submission_template"
             raise ResourceError(f"The job script cannot be made ({error})", where) from error
 
-    def _wanted(self, request: Request) -> dict[str, Any]:
-        queue = {
-            name: value
-            for name, value in request.queue.items()
-            if name not in ("slurm_cmd_args", "submission_template")
-        }
-        minutes, seconds = divmod(round(request.seconds), 60)
-        return {
-            **queue,
-            "queue": queue.get("partition"),
-            "job_name": request.name,
-            "working_directory": request.directory,
-            "directory": request.directory,
-            "comment": request.comment,
-            "cores": request.ranks * request.threads,
-            "ranks": request.ranks,
-            "threads": request.threads,
-            "nodes": request.nodes,
-            "memory": request.memory,
-            "memory_max": -(-request.memory // 1024) or None,
-            "gpus": request.gpus,
-            "exclusive": request.exclusive,
-            "run_time_max": round(request.seconds) or None,
-            "time": f"{minutes}:{seconds:02}" if request.seconds else "",
-            "dependency_list": list(request.after) or None,
-            "after": request.after,
-            "setup": "\n".join(request.setup),
-            "arguments": (*request.arguments, *request.queue.get("slurm_cmd_args", ())),
-            "command": request.shell,
-        }
-
     def _check_limits(self, wanted: Mapping[str, Any]) -> None:
         """Pysqa cuts down what exceeds a queue's limits, without a word."""
-        config = self._adapter.config
+        config = self._site.config
         name = wanted["queue"] or config["queue_primary"]
         queues = config["queues"]
         if name not in queues:
@@ -142,14 +111,66 @@ class Pysqa:
                 raise ResourceError("A job asks for more than its queue allows", where)
 
 
+def words(request: Request) -> dict[str, Any]:
+    """What templates may use: the request in fsbroker's words, and in those of pysqa.
+
+    Raises:
+        ResourceError: a value has lines of its own, which would be lines of the script.
+    """
+    queue = {
+        name: value
+        for name, value in request.queue.items()
+        if name not in ("slurm_cmd_args", "submission_template")
+    }
+    arguments = (*request.arguments, *request.queue.get("slurm_cmd_args", ()))
+    for value in (*queue.values(), *arguments):
+        if "\n" in str(value):
+            cure = "Write it on one line."
+            raise ResourceError("A job script cannot hold this value", repr(value), cure)
+    seconds = math.ceil(request.seconds)
+    return {
+        **queue,
+        "queue": queue.get("partition"),
+        "job_name": request.name,
+        "working_directory": request.directory,
+        "directory": request.directory,
+        "comment": request.comment,
+        "cores": request.ranks * request.threads,
+        "ranks": request.ranks,
+        "threads": request.threads,
+        "nodes": request.nodes,
+        "memory": request.memory,
+        "memory_max": -(-request.memory // 1024) or None,
+        "gpus": request.gpus,
+        "exclusive": request.exclusive,
+        "run_time_max": seconds or None,
+        "seconds": seconds,
+        "time": f"{seconds // 60}:{seconds % 60:02}" if seconds else "",
+        "dependency_list": list(request.after) or None,
+        "after": request.after,
+        "setup": "\n".join(request.setup),
+        "arguments": arguments,
+        "command": request.shell,
+    }
+
+
 def _execute_here(directory: str) -> Callable[..., str]:
     """Pysqa's way to run commands, with failures told: in the job's directory."""
 
     def execute(commands: Any, working_directory: str | None = None, **_: Any) -> str:
         argv = [commands] if isinstance(commands, str) else list(commands)
-        return run(argv, directory=working_directory or directory)
+        return id_in(run(argv, directory=working_directory or directory), r"(\d+)(?:;\S+)?")
 
     return execute
+
+
+def _pysqa() -> Any:
+    try:
+        from pysqa import QueueAdapter
+    except ImportError as error:
+        cure = "pip install 'fsbroker[queue]'"
+        raise MissingProgram("Submitting queue jobs needs pysqa", "pysqa", cure) from error
+    return QueueAdapter
 
 
 def _execute(*_: Any, **__: Any) -> None:

@@ -6,7 +6,6 @@ What each of them says and leaves out was measured with SLURM 22.05 (docs/design
 from __future__ import annotations
 
 import os
-import pwd
 import re
 from collections.abc import Collection
 
@@ -61,10 +60,12 @@ _RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZ
 
 _REFUSED = re.compile(
     r"Batch job submission failed: (?!.*(?:Socket timed out|Unable to contact|"
-    r"Zero Bytes were transmitted|Connection refused|Slurm temporarily unable|try again))",
+    r"Zero Bytes were transmitted|Connection refused|Slurm temporarily unable|try again))"
+    r"|sbatch: (?:unrecognized|invalid) option|sbatch: error: Invalid .* specification",
     re.IGNORECASE,
 )
-"""What sbatch says when the controller has said no. An answer that got lost is no answer."""
+"""What sbatch says when the controller, or sbatch by itself, has said no. An answer that got
+lost is no answer."""
 _UNKNOWN = "Invalid job id specified"
 
 
@@ -96,8 +97,7 @@ class Slurm:
             raise
 
     def active(self, ids: Collection[str] | None = None) -> dict[str, Status]:
-        user = pwd.getpwuid(os.getuid()).pw_name
-        listing = ["squeue", "--noheader", "--states=all", f"--user={user}"]
+        listing = ["squeue", "--noheader", "--states=all", f"--user={os.getuid()}"]
         found = {}
         for line in run([*listing, "--format=%A|%T|%r|%k"]).splitlines():
             parts = line.split("|", 3)
@@ -143,7 +143,7 @@ def read_sacct(lines: Collection[str]) -> Ending | None:
 
     The first is of the job; one of its steps may know more (OUT_OF_MEMORY).
     """
-    rows = [line.split("|") for line in lines if line.count("|") == 2]
+    rows = [line.split("|") for line in lines if re.fullmatch(r"[A-Z][^|]*\|\d+:\d+\|[^|]*", line)]
     if not rows:
         return None
     state, code, reason = rows[0]
@@ -156,12 +156,16 @@ def read_sacct(lines: Collection[str]) -> Ending | None:
     return Ending(word, f"{why}exit code {code}", "sacct")
 
 
-def read_scontrol(text: str) -> Ending | None:
-    """The ending in the one line of ``scontrol --oneliner show job``."""
+def read_scontrol(text: str) -> Ending:
+    """The ending in the one line of ``scontrol --oneliner show job``.
+
+    Raises:
+        SchedulerError: there is none.
+    """
     found = dict(re.findall(r"(?:^|\s)(JobState|Reason|ExitCode)=(\S+)", text))
     word = found.get("JobState", "")
     if not word or _state(word) != "over":
-        return None
+        raise SchedulerError(f"The job has not ended: it is {word or 'unknown'}", "scontrol")
     why = "" if found.get("Reason", "None") == "None" else f"{found['Reason']}, "
     return Ending(word, f"{why}exit code {found.get('ExitCode', '?')}", "scontrol")
 
