@@ -48,15 +48,17 @@ def shell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Shell:
 
 @pytest.fixture
 def elsewhere(slurm: Cluster, tmp_path: Path) -> Iterator[Path]:
-    """Where the nodes, and they alone, have the spool mounted."""
-    spool, there = tmp_path / "spool", tmp_path / "elsewhere"
-    spool.mkdir()
-    there.mkdir()
+    """Where the nodes, and they alone, have the spool mounted; where it is here, they have none."""
+    spool, there, empty = (tmp_path / name for name in ("spool", "elsewhere", "empty"))
+    for directory in (spool, there, empty):
+        directory.mkdir()
     for node in slurm.nodes:
         slurm.on(node, ["mount", "--bind", spool, there])
+        slurm.on(node, ["mount", "--bind", empty, spool])
     yield there
     for node in slurm.nodes:
-        slurm.on(node, ["umount", "--lazy", there])
+        for directory in (spool, there):
+            slurm.on(node, ["umount", "--lazy", directory])
 
 
 def log_of(spool: Path) -> JobLog:
