@@ -24,7 +24,7 @@ import re
 import reprlib
 import stat
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 from fsbroker.errors import ConfigError, ResourceError
@@ -129,6 +129,15 @@ class Config:
     def origins(self) -> Mapping[str, str]:
         """Where the value of each key comes from."""
         return {setting.key: setting.origin for setting in self.settings}
+
+    def in_partition(self, name: str | None) -> Config:
+        """The settings of one partition: with what is different there."""
+        one = self.partitions.get(name or "")
+        if one is None:
+            return self
+        return replace(
+            self, **{key: value for key, value in vars(one).items() if value is not None}
+        )
 
 
 # -- what a value must be ----------------------------------------------------------------

@@ -21,7 +21,7 @@ from fsbroker.future import Future
 if TYPE_CHECKING:
     from fsbroker.client.loop import Agents, ClientLoop
     from fsbroker.config import Config
-    from fsbroker.needs import Capacity
+    from fsbroker.needs import Capacity, Resources
     from fsbroker.spool.spool import Spool
 
 
@@ -71,7 +71,7 @@ class ClusterExecutor(concurrent.futures.Executor):
                 "No spool is named", "spool", "Give a directory, or set FSBROKER_SPOOL"
             )
         self._spool = create(self._config.spool)
-        back = _backend(self._spool, self._config)
+        back = self._back = _backend(self._spool, self._config)
         defaults = merged(Resources(), self._config.resource_dict)
         defaults = merged(defaults, resource_dict, back.site_keys)
         self._loop = ClientLoop(self._spool, back.agents, self._config.watch)
@@ -158,6 +158,21 @@ class ClusterExecutor(concurrent.futures.Executor):
         if wait:
             self._loop.wait()
 
+    def job_script(self, resource_dict: Mapping[str, Any] | None = None) -> str:
+        """The job script that a task with these resources would be run by; submits nothing.
+
+        A job for the task alone, or, with ``block_allocation``, one that drains the spool. What
+        only a submission gives it is 0: its number, its token, and the task's name.
+
+        Raises:
+            ResourceError: wrong resources, or a backend without queue jobs.
+        """
+        resources = self._submitter.resources(resource_dict)
+        if self._back.script is None:
+            where = f"backend={self._config.backend!r}"
+            raise ResourceError("Only queue jobs have a script", where, 'Use "slurm" or "flux"')
+        return self._back.script(resources)
+
     def futures(self, tag: str | None = None) -> list[Future]:
         """Futures of the tasks with a tag (default: this executor's), without resubmitting.
 
@@ -201,11 +216,17 @@ def attach(
 
 
 class _Backend(NamedTuple):
-    """Who starts agents, the most that a task can ask for, and the keys that a site adds."""
+    """Who starts agents, the most that a task can ask for, and what only queue jobs have.
+
+    Attributes:
+        site_keys: keys of resources that the site's template adds.
+        script: the job script for a task.
+    """
 
     agents: Agents | None = None
     capacity: Capacity | None = None
     site_keys: frozenset[str] = frozenset()
+    script: Callable[[Resources], str] | None = None
 
 
 def _backend(spool: Spool, config: Config) -> _Backend:
@@ -221,7 +242,7 @@ def _backend(spool: Spool, config: Config) -> _Backend:
 
     scheduler = scheduler_of(config)
     queue = QueueLauncher(spool, scheduler, config)
-    return _Backend(queue, queue.capacity, scheduler.site_keys())
+    return _Backend(queue, queue.capacity, scheduler.site_keys(), queue.script)
 
 
 def _key(key: bytes | str) -> bytes:

@@ -124,6 +124,17 @@ class Resources:
             queue_digest(self.queue),
         )
 
+    def check(self) -> None:
+        """Refuse what is wrong only together.
+
+        Raises:
+            ResourceError: more nodes than ranks.
+        """
+        if (self.num_nodes or 0) > self.cores:
+            where = f"num_nodes={self.num_nodes} with cores={self.cores}"
+            cure = "Each node needs a rank: ask for as many cores, or for fewer nodes"
+            raise ResourceError("A task wants more nodes than it has ranks", where, cure)
+
 
 QUEUE_KEYS = (
     "partition",

@@ -104,7 +104,7 @@ def test_only_dictionaries(exe, wrong):
         ({"threads_per_core": CORES + 1}, f"max_workers={CORES}"),
         ({"cores": 2, "threads_per_core": CORES}, f"max_workers={CORES}"),
         ({"gpus_per_core": 200}, "GPUs"),
-        ({"num_nodes": 2}, "this machine"),
+        ({"num_nodes": 2, "cores": 2}, "this machine"),
         ({"memory_max": 1e9}, "this host's memory"),
     ],
 )
@@ -140,6 +140,13 @@ def test_the_call_wins_over_the_executor(tmp_path):
         here = executor.submit(os.getcwd)
         there = executor.submit(os.getcwd, resource_dict={"cwd": str(tmp_path), "cache": "off"})
         assert (here.result(30), there.result(30)) == ("/", str(tmp_path))
+
+
+def test_more_nodes_than_ranks_are_refused(tmp_path):
+    with ClusterExecutor(tmp_path / "s", backend="none") as executor:
+        with pytest.raises(ResourceError, match="num_nodes=3 with cores=2"):
+            executor.submit(pow, 2, 3, resource_dict={"num_nodes": 3, "cores": 2})
+        assert nothing_was_submitted(executor)
 
 
 @pytest.mark.parametrize(

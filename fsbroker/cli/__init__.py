@@ -6,10 +6,11 @@ Every command but ``config`` takes its spool from ``--spool`` or the variable FS
     0           done
     1           an error, told on stderr
     2           wrong usage
-    3           no task, tag or spool of that name
-    4           (status --check) some tasks failed or were cancelled
-    5           (status --check) none failed, but some have not ended
-    6           (cancel, retry) nothing to do for some of the tasks: they had ended, or run
+    3           no task, tag, queue job or spool of that name
+    4           (status --check, wait) some tasks failed or were cancelled
+    5           (status --check, wait) none failed, but some have not ended
+    6           (cancel, retry, jobs cancel) nothing to do for some of those that were named:
+                they had ended, or run; (launch) for any: nothing is open
     130         interrupted
 
 ``agent`` and ``demo`` have their own: an agent ends with 3 when others took it
@@ -33,6 +34,9 @@ COMMANDS = {
     "logs": "what a task wrote to stdout and stderr",
     "cancel": "have tasks not run, or end them",
     "retry": "try failed and cancelled tasks anew",
+    "wait": "return when tasks have ended",
+    "launch": "start agents for what is open: here, or in queue jobs",
+    "jobs": "the queue jobs of a spool; cancel some, or submit again after a pause",
     "gc": "remove what nobody needs any more",
     "config": "the settings in force, and where each comes from",
 }
@@ -101,7 +105,7 @@ def _run_here(name: str, arguments: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     command.add_arguments(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     if not options.spool:
         parser.error("name the spool with --spool or FSBROKER_SPOOL")
     code: int = command.run(options)

@@ -73,3 +73,10 @@ def parse_span(text: str) -> float:
     if match is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no duration; for example 30d, 12h or 90m")
     return float(match[1]) * _UNITS[match[2]]
+
+
+def parse_limit(text: str) -> int:
+    """How many lines at most, 0 for all: for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of lines")
+    return int(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         "unreadable": {path: str(error) for path, error in found.unreadable.items()},
     }
     print_json(told) if options.json else _print(told)
-    return _verdict(found) if options.check else cli.OK
+    return verdict(found.counts()) if options.check else cli.OK
 
 
 def _throughput(history: History) -> dict[str, int]:
@@ -54,8 +55,8 @@ def _throughput(history: History) -> dict[str, int]:
     return {f"{window:.0f}": int((ages <= window).sum()) for window in WINDOWS}
 
 
-def _verdict(history: History) -> int:
-    counts = history.counts()
+def verdict(counts: Mapping[Phase, int]) -> int:
+    """The exit code for so many tasks in each phase."""
     if counts[Phase.FAILED] or counts[Phase.CANCELLED]:
         return cli.SOME_FAILED
     return cli.NOT_ENDED if any(counts[phase] for phase in PENDING) else cli.OK

@@ -9,7 +9,7 @@ from itertools import islice
 
 from fsbroker import cli
 from fsbroker.cli import choice
-from fsbroker.cli.output import age, print_json, print_table, span
+from fsbroker.cli.output import age, parse_limit, print_json, print_table, span
 from fsbroker.client.history import History, Phase, Row, TaskRecord
 
 LIMIT = 50
@@ -21,14 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tag")
     parser.add_argument("--function", metavar="NAME", help="or a pattern, such as '*.relax'")
     parser.add_argument(
-        "--limit", type=_limit, default=LIMIT, help=f"at most so many, 0 for all; default {LIMIT}"
+        "--limit",
+        type=parse_limit,
+        default=LIMIT,
+        help=f"at most so many, 0 for all; default {LIMIT}",
     )
-
-
-def _limit(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tasks")
-    return int(text)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -58,7 +58,7 @@ class Submitter:
         self._site_keys = site_keys
         self._orders: dict[Any, Order] = {}
         self._lanes: dict[Lane, Lane] = {}
-        self._resources = self._checked(None)
+        self._resources = self.resources(None)
         self._order = self._order_for(self._resources)
 
     def submit(
@@ -76,7 +76,7 @@ class Submitter:
         if wishes is None:
             resources, order = self._resources, self._order
         else:
-            resources = self._checked(wishes)
+            resources = self.resources(wishes)
             order = self._order_for(resources)
         loop = self._loop
         called = _Called(fn, _identify(fn, order.cache), resources)
@@ -113,8 +113,14 @@ class Submitter:
         deferred.wait_for(futures)
         return deferred.future
 
-    def _checked(self, wishes: Mapping[str, Any] | None) -> Resources:
+    def resources(self, wishes: Mapping[str, Any] | None) -> Resources:
+        """What a call with these wishes gets.
+
+        Raises:
+            ResourceError: they are wrong, or nobody here could grant them.
+        """
         resources = merged(self._defaults, wishes, self._site_keys)
+        resources.check()
         if self._capacity is not None:
             self._capacity.require(resources)
         return resources

@@ -20,7 +20,7 @@ from typing import Any
 
 from fsbroker.errors import MissingProgram, ResourceError, SchedulerError
 from fsbroker.launch.scheduler import Ending, Request, Status, id_in, run
-from fsbroker.launch.script import words
+from fsbroker.launch.script import keys_of, words
 
 TEMPLATE = """\
 #!/bin/bash
@@ -77,9 +77,19 @@ _STATES = {"RUN": "running", "CLEANUP": "running", "INACTIVE": "over"}
 
 
 class Flux:
-    """The Flux instance that this process belongs to, or that of the system."""
+    """The Flux instance that this process belongs to, or that of the system.
+
+    Args:
+        template: in place of fsbroker's own.
+    """
 
     name = "flux"
+
+    def __init__(self, template: str | None = None) -> None:
+        self._template = template or TEMPLATE
+
+    def site_keys(self) -> frozenset[str]:
+        return keys_of([self._template])
 
     def script(self, request: Request) -> str:
         found = words(request)
@@ -95,7 +105,7 @@ class Flux:
         if qos := request.queue.get("qos"):
             cure = "Use partition (a queue of Flux), or an urgency in slurm_cmd_args."
             raise ResourceError("Flux has no qos", repr(qos), cure)
-        return _filled(request.queue.get("submission_template") or TEMPLATE, found)
+        return _filled(request.queue.get("submission_template") or self._template, found)
 
     def submit(self, request: Request) -> str:
         os.makedirs(request.directory, exist_ok=True)  # else it runs in /tmp

@@ -71,6 +71,20 @@ class LocalLauncher:
 
     # -- the three verbs of a launcher ---------------------------------------------------
 
+    def command(self, cores: int | None = None) -> list[str]:
+        """How an agent is started."""
+        return [
+            sys.executable,
+            "-m",
+            "fsbroker.agent",
+            f"--spool={self._spool.files.root}",
+            f"--cores={cores or self._cores}",
+            f"--gpus={','.join(self._gpus)}",
+            f"--memory={self.capacity.memory}",
+            f"--idle-timeout={self._idle_timeout}",
+            "--place=local",
+        ]
+
     def submit(self, cores: int | None = None) -> int:
         """Start one agent; its pid.
 
@@ -78,23 +92,12 @@ class LocalLauncher:
             SpoolError: its output cannot be kept in the spool.
         """
         files, area, _ = self._spool
-        command = [
-            sys.executable,
-            "-m",
-            "fsbroker.agent",
-            f"--spool={files.root}",
-            f"--cores={cores or self._cores}",
-            f"--gpus={','.join(self._gpus)}",
-            f"--memory={self.capacity.memory}",
-            f"--idle-timeout={self._idle_timeout}",
-            "--place=local",
-        ]
         files.mkdir(f"{area.logs}/agents")
         log = f"{files.root}/{area.logs}/agents/{files.token()}.log"
         output = _create(log)
         try:
             process = subprocess.Popen(
-                command,
+                self.command(cores),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -130,7 +133,7 @@ class LocalLauncher:
         Raises:
             OSError, SpoolError: file calls fail, which may pass.
         """
-        needed = self._needed(shapes)
+        needed = self.needed(shapes)
         if not needed:
             return None
         self._reap()
@@ -144,7 +147,7 @@ class LocalLauncher:
                 self.submit(max(self._cores, needed))
         return None
 
-    def _needed(self, shapes: Iterable[str]) -> int:
+    def needed(self, shapes: Iterable[str]) -> int:
         """Cores of the largest task that this machine can run; 0 if there is none.
 
         What another session submitted may be larger than what this one would accept, and

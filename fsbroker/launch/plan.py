@@ -56,15 +56,18 @@ def _pilots(work: Iterable[Work], jobs: Sequence[QueueJob], config: Config) -> l
     for one in work:
         if one.ready:
             kinds.setdefault(one.shape.queue, []).append(one)
-    found = []
+    found: list[tuple[int, list[Wanted]]] = []
     for queue, same in kinds.items():
         shape = _large_enough(same, config)
         needed = sum(_cores(one.shape) * (len(one.ready) + one.held) for one in same)
         count = max(1, config.min_jobs, -(-needed // _cores(shape)))
         there = sum(1 for job in jobs if job.queue == queue and job.cores >= _cores(shape))
-        seconds = _seconds([limit for one in same for limit in one.limits.values()], config)
-        found += [Wanted(shape, same[0].queue, seconds)] * (count - there)
-    return found
+        limits = [limit for one in same for limit in one.limits.values()]
+        seconds = _seconds(limits, same[0].queue, config)
+        found.append((there, [Wanted(shape, same[0].queue, seconds)] * (count - there)))
+    # Those with the fewest jobs first: no partition's work starves for another's.
+    found.sort(key=lambda kind: kind[0])
+    return [one for _, missing in found for one in missing]
 
 
 def _large_enough(work: Sequence[Work], config: Config) -> Shape:
@@ -98,15 +101,16 @@ def _each(work: Iterable[Work], jobs: Sequence[QueueJob], config: Config) -> lis
 
 def _for_row(work: Work, row: str, after: tuple[str, ...], config: Config) -> Wanted:
     shape = work.shape
-    seconds = _seconds([work.limits[row]], config)
+    seconds = _seconds([work.limits[row]], work.queue, config)
     return Wanted(shape, work.queue, seconds, row, after)
 
 
-def _seconds(limits: Sequence[float], config: Config) -> float:
+def _seconds(limits: Sequence[float], queue: Mapping[str, Any], config: Config) -> float:
     """The time limit of a job in which the tasks fit; 0: the site's."""
     longest = max(limits, default=0.0)
-    if config.job_time is not None:
-        return max(config.job_time, longest + START if longest else 0.0)
+    job_time = config.in_partition(queue.get("partition")).job_time
+    if job_time is not None:
+        return max(job_time, longest + START if longest else 0.0)
     return longest + START if longest and all(limits) else 0.0
 
 

@@ -12,13 +12,14 @@ delays jobs, and nothing else.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from fsbroker.config import Config, Partition
@@ -36,7 +37,7 @@ from fsbroker.launch.demand import Demand, Work
 from fsbroker.launch.plan import Wanted, wanted
 from fsbroker.launch.scheduler import Ending, Request, Scheduler, Status
 from fsbroker.launch.script import is_plain
-from fsbroker.needs import Capacity
+from fsbroker.needs import Capacity, Resources
 from fsbroker.spool.jobs import JobLog, QueueJob
 from fsbroker.spool.spool import Spool
 
@@ -151,8 +152,58 @@ class QueueLauncher:
         count = 0
         # Anew after each: others may have submitted what was missing a moment ago.
         while missing := wanted(work, self.log.open(), self._config):
-            count += self._submit(missing[0])
+            count += self._submit(missing[0]) is not None
         return count
+
+    def launch(self, count: int | None) -> list[QueueJob]:
+        """Submit pilots for what is open now; those that were submitted.
+
+        Args:
+            count: so many more; None: what is missing beside the jobs that are there.
+
+        Raises:
+            FsbrokerError: as `step`, and if submission is paused.
+        """
+        found: list[QueueJob] = []
+        work = self._look_now()
+        while missing := self._missing(work, count, found):
+            job = self._submit(missing[0])
+            found += [] if job is None else [job]
+        return found
+
+    def scripts(self, count: int | None) -> list[str]:
+        """The job scripts that `launch` would submit, each once."""
+        missing = self._missing(self._look_now(), count, [])
+        return list(dict.fromkeys(map(self._script, missing)))
+
+    def script(self, wishes: Resources) -> str:
+        """The job script for a task with these wishes.
+
+        What only a submission gives it is 0: its number and token, and the task's name.
+        """
+        work = Work(wishes.shape, wishes.queue, {"0.0": wishes.run_time_max or 0.0}, ["0.0"])
+        return self._script(wanted([work], [], self._config)[0])
+
+    def _look_now(self) -> list[Work]:
+        self.log.refresh()
+        if self.log.paused:
+            raise self._explanation()
+        if self.log.open():
+            self._query()
+        return self._demand.look(inputs=False)
+
+    def _missing(
+        self, work: Iterable[Work], count: int | None, found: list[QueueJob]
+    ) -> list[Wanted]:
+        if count is None:
+            return wanted(work, self.log.open(), self._config)
+        if len(found) == count:
+            return []
+        return wanted(work, found, replace(self._config, min_jobs=count, max_jobs=count))
+
+    def _script(self, one: Wanted) -> str:
+        job = self._described(one, "0" * 16)
+        return self._scheduler.script(self._request(job, one))
 
     def _drop_idle(self, work: Iterable[Work]) -> None:
         """Jobs that wait in the queue for tasks that have ended otherwise, or were cancelled."""
@@ -168,46 +219,47 @@ class QueueLauncher:
                 why = "its task ended otherwise, or was cancelled"
                 self.log.ended(job, "CANCELLED", why, "fsbroker", failure=False)
 
-    def _submit(self, one: Wanted) -> bool:
-        """Submit a job; False if another writer came between."""
-        job = self.log.intend(
-            QueueJob(
-                0,
-                self._spool.files.token(),
-                self._scheduler.name,
-                queue=one.shape.queue,
-                cores=one.shape.cores * one.shape.threads,
-                seconds=one.seconds,
-                row=one.row,
-                settings=self._settings or self._keep_settings(),
-                born=round(self._spool.files.wall_time(), 1),
-            )
+    def _described(self, one: Wanted, token: str) -> QueueJob:
+        return QueueJob(
+            0,
+            token,
+            self._scheduler.name,
+            queue=one.shape.queue,
+            cores=one.shape.cores * one.shape.threads,
+            seconds=one.seconds,
+            row=one.row,
+            settings=self._settings,
+            born=round(self._spool.files.wall_time(), 1),
         )
+
+    def _submit(self, one: Wanted) -> QueueJob | None:
+        """Submit a job; None if another writer came between."""
+        self._settings = self._settings or self._keep_settings()
+        job = self.log.intend(self._described(one, self._spool.files.token()))
         if job is None:
-            return False
+            return None
+        relative = self._spool.area.job_directory(job.number)
+        self._spool.files.mkdir(relative.rpartition("/")[0])
+        self._spool.files.mkdir(relative)
         try:
-            self.log.submitted(job, self._scheduler.submit(self.request(job, one)))
+            self.log.submitted(job, self._scheduler.submit(self._request(job, one)))
         except (ResourceError, MissingProgram) as error:
             self.log.ended(job, "REFUSED", str(error)[:400], self._scheduler.name, failure=True)
             raise
-        return True
+        return self.log.jobs[job.number]
 
-    def request(self, job: QueueJob, one: Wanted) -> Request:
+    def _request(self, job: QueueJob, one: Wanted) -> Request:
         """What is asked of the scheduler for a job."""
-        config, (files, area, _) = self._config, self._spool
-        relative = area.job_directory(job.number)
-        files.mkdir(relative.rpartition("/")[0])
-        files.mkdir(relative)
-        shape, partition = one.shape, config.partitions.get(str(one.queue.get("partition")))
-        pilot = not one.row
+        config = self._config.in_partition(one.queue.get("partition"))
+        relative = self._spool.area.job_directory(job.number)
+        shape, pilot = one.shape, not one.row
         name = f"fsb-{config.project}"[: 14 - len(str(job.number))]
-        setup = config.setup if partition is None or partition.setup is None else partition.setup
-        more = partition.slurm_cmd_args if partition else None
         return Request(
             name=f"{name}-{job.number}",
             comment=f"fsbroker {job.token} {'task ' + one.row if one.row else 'pilot'}",
-            directory=_plain(f"{files.root}/{relative}"),
-            command=self._command(job, partition.python if partition else None),
+            directory=_plain(f"{self._spool.files.root}/{relative}"),
+            directory_on_nodes=_plain(f"{self._root_on_nodes}/{relative}"),
+            command=self._command(job, config),
             ranks=max(1, shape.nodes) if pilot else shape.cores,
             threads=-(-shape.cores // max(1, shape.nodes)) if pilot else shape.threads,
             nodes=max(1, shape.nodes) if pilot else shape.nodes,
@@ -216,23 +268,28 @@ class QueueLauncher:
             exclusive=bool(shape.exclusive),
             seconds=one.seconds,
             after=one.after,
-            setup=setup,
+            setup=config.setup,
             queue=one.queue,
-            arguments=config.slurm_cmd_args if more is None else more,
+            arguments=config.slurm_cmd_args,
         )
 
-    def _command(self, job: QueueJob, python: str | None) -> tuple[str, ...]:
-        config = self._config
+    @property
+    def _root_on_nodes(self) -> str:
+        return self._config.spool_on_nodes or self._spool.files.root
+
+    def _command(self, job: QueueJob, config: Config) -> tuple[str, ...]:
         here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         beside = os.path.basename(here) not in ("site-packages", "dist-packages")
         path = [f"PYTHONPATH={here}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")]
-        launcher = [f"--launcher={next(iter(config.mpi))}"] if len(config.mpi) == 1 else []
+        native = {"slurm": "srun"}.get(job.scheduler, job.scheduler)
+        only = next(iter(config.mpi.values())) if len(config.mpi) == 1 else ()
+        launcher = config.mpi.get(native, only)
         return (
             *(("env", *path) if beside else ()),
-            python or config.python or sys.executable,
+            config.python or sys.executable,
             "-m",
             "fsbroker.agent",
-            f"--spool={config.spool_on_nodes or self._spool.files.root}",
+            f"--spool={self._root_on_nodes}",
             f"--job={job.number}",
             f"--expect={environment()}",
             f"--idle-timeout={config.idle_timeout:g}",
@@ -240,12 +297,11 @@ class QueueLauncher:
             *([f"--queue={job.queue}"] if job.queue else []),
             *([f"--row={job.row}"] if job.row else []),
             *([f"--pmi={config.pmi_mode}"] if config.pmi_mode else []),
-            *launcher,
+            *([f"--launcher={json.dumps(launcher)}"] if launcher else []),
         )
 
     def _keep_settings(self) -> str:
-        self._settings = self.log.keep_settings(settings_of(self._config))
-        return self._settings
+        return self.log.keep_settings(settings_of(self._config))
 
     # -- what became of jobs -------------------------------------------------------------
 
@@ -378,7 +434,7 @@ def scheduler_of(config: Config) -> Scheduler:
         return Slurm(config.pysqa_config_directory, config.submission_template)
     from fsbroker.launch.flux import Flux
 
-    return Flux()
+    return Flux(config.submission_template)
 
 
 def _plain(path: str) -> str:

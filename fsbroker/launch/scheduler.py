@@ -31,7 +31,8 @@ class Request:
     Attributes:
         name: at most 15 characters: more are cut off by squeue.
         comment: what runs there, with the token of the job (`spool.jobs`).
-        directory: where script and output lie; it exists, and the nodes see it.
+        directory: where script and output lie, as who submits sees it.
+        directory_on_nodes: the same, as the nodes see it.
         command: the agent, as an argument list.
         ranks, threads: of its cores: so many tasks of so many CPUs.
         nodes: 0 if the scheduler may choose. memory: MB of all, 0 if not stated.
@@ -46,6 +47,7 @@ class Request:
     name: str
     comment: str
     directory: str
+    directory_on_nodes: str
     command: tuple[str, ...]
     ranks: int = 1
     threads: int = 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -57,7 +57,7 @@ class Pysqa:
 
     def site_keys(self) -> frozenset[str]:
         """The keys of calls' resources that the template uses beyond those that all have."""
-        return frozenset().union(*map(_variables, self._texts())) - _OWN_KEYS
+        return keys_of(self._texts())
 
     def _texts(self) -> list[str]:
         if self._directory is None:
@@ -111,6 +111,11 @@ class Pysqa:
                 raise ResourceError("A job asks for more than its queue allows", where)
 
 
+def keys_of(templates: Iterable[str]) -> frozenset[str]:
+    """What templates use beyond what all requests have: a site's own keys."""
+    return frozenset().union(*map(_variables, templates)) - _OWN_KEYS
+
+
 def words(request: Request) -> dict[str, Any]:
     """What templates may use: the request in fsbroker's words, and in those of pysqa.
 
@@ -133,7 +138,7 @@ def words(request: Request) -> dict[str, Any]:
         "queue": queue.get("partition"),
         "job_name": request.name,
         "working_directory": request.directory,
-        "directory": request.directory,
+        "directory": request.directory_on_nodes,
         "comment": request.comment,
         "cores": request.ranks * request.threads,
         "ranks": request.ranks,

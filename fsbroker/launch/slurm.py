@@ -13,10 +13,11 @@ from fsbroker.errors import MissingProgram, ResourceError, SchedulerError
 from fsbroker.launch.scheduler import Ending, Request, Status, run
 from fsbroker.launch.script import Pysqa
 
+# Of options that stand twice sbatch takes the last: users' arguments may overrule ours, but
+# the comment has the token by which a job is found whose submission gave no answer.
 TEMPLATE = """\
 #!/bin/bash
 #SBATCH --job-name={{job_name}}
-#SBATCH --comment="{{comment}}"
 #SBATCH --chdir={{directory}}
 #SBATCH --output={{directory}}/output
 #SBATCH --open-mode=append
@@ -49,6 +50,7 @@ TEMPLATE = """\
 {%- for argument in arguments %}
 #SBATCH {{argument}}
 {%- endfor %}
+#SBATCH --comment="{{comment}}"
 
 {{setup}}
 {{command}}

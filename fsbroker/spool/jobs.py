@@ -154,8 +154,8 @@ class JobLog:
                 return
 
     def resume(self) -> None:
-        """Submit jobs again, whatever became of earlier ones."""
-        while self.paused or self.failures:
+        """Submit jobs again, whatever became of earlier ones; compute nodes may try, too."""
+        while self.paused or self.failures or self.no_submit:
             self._append(Kind.RESUME, {})
 
     def cannot_submit(self, reason: str) -> None:
@@ -205,7 +205,7 @@ class JobLog:
             elif kind == Kind.PAUSE.value:
                 self.paused = str(record.get("reason") or "no reason given")
             elif kind == Kind.RESUME.value:
-                self.paused, self.failures = "", 0
+                self.paused, self.no_submit, self.failures = "", "", 0
             elif kind == Kind.NO_SUBMIT.value:
                 self.no_submit = str(record.get("reason") or "no reason given")
 
