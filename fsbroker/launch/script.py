@@ -105,7 +105,8 @@ class Pysqa:
         minutes, seconds = divmod(round(request.seconds), 60)
         return {
             **queue,
-            "queue": queue.get("partition"),
+            # Without a configuration directory, pysqa refuses to be told a queue.
+            "queue": queue.get("partition") if self._directory else None,
             "job_name": request.name,
             "working_directory": request.directory,
             "directory": request.directory,
