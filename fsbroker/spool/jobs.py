@@ -200,7 +200,7 @@ class JobLog:
                 self.jobs[number] = QueueJob(number, **known)
             elif kind == Kind.JOB.value and of in self.jobs:
                 self.jobs[of] = replace(self.jobs[of], id=str(record.get("id", "")))
-            elif kind == Kind.END.value and of in self.jobs and not self.jobs[of].is_over:
+            elif kind == Kind.END.value and of in self.jobs:
                 failure = bool(record.get("failure"))
                 self.jobs[of] = replace(self.jobs[of], **{**known, "failure": failure})
                 if failure:
