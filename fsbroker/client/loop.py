@@ -22,7 +22,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -98,8 +98,13 @@ class Attach(NamedTuple):
 class Agents(Protocol):
     """Who sees to it that agents run (`fsbroker.launch`)."""
 
-    def ensure(self, session: ClientSession[Any], shapes: Iterable[str]) -> FsbrokerError | None:
+    def ensure(
+        self, session: ClientSession[Any], shapes: Iterable[str]
+    ) -> Mapping[str, FsbrokerError]:
         """Start agents if none can run these shapes; what is wrong if they cannot start.
+
+        Returns:
+            The error of each row, "<stem>.<row>", that no agent will run; "" for all rows.
 
         Raises:
             OSError, SpoolError: file calls fail, which may pass.
@@ -654,19 +659,22 @@ class ClientLoop:
     def _ensure_agents(self) -> None:
         if self._agents is None or not self._open:
             return
-        wrong: Exception | None
+        wrong: Mapping[str, Exception] = {}
         try:
             wrong = self._agents.ensure(self._session, self._shapes)
         except (OSError, SpoolError) as error:
             # What is read may be there still, so this is no trouble of the turn.
             now = self.spool.files.monotonic()
             self._without_agents_since = self._without_agents_since or now
-            wrong = error if now - self._without_agents_since > PATIENCE else None
+            if now - self._without_agents_since > PATIENCE:
+                wrong = {"": error}
+                self._without_agents_since = None
         else:
             self._without_agents_since = None
-        if wrong is not None:
-            self._without_agents_since = None
-            self._fail(list(self._open.values()), _told(wrong, self.root))
+        for future in list(self._open.values()) if wrong else ():
+            told = wrong.get(f"{future.stem}.{future.row}") or wrong.get("")
+            if told is not None:
+                self._fail([future], _told(told, self.root))
 
     def _read_again(self) -> None:
         """What ended and could not be read: look where it stands by now."""

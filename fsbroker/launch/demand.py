@@ -28,7 +28,8 @@ class Work:
         queue: what they ask of the site.
         limits: seconds that each may run; 0 if it has no limit.
         ready: rows, as "<stem>.<row>", that an agent could take now.
-        waiting: rows whose inputs are not there, with the rows that make them.
+        waiting: rows whose inputs are not there, as far as their log says, with the rows
+            that will make them.
         held: number of rows that agents hold.
     """
 
@@ -89,12 +90,9 @@ class Demand:
     def _add(
         self, found: dict[Shape, Work], shape: Shape, live: LiveFile, agents: set[str]
     ) -> None:
-        fold, keys = live.log.fold, live.file.keys
-        ended = self._results.ended(live.stem, keys)
-        work = None
-        for row, state in enumerate(fold.state):
-            if ended[row] or state in (State.ALIASED, State.CANCELLED):
-                continue
+        fold, work = live.log.fold, None
+        for row in self._open_rows(live):
+            state = fold.state[row]
             if work is None:
                 work = found.setdefault(shape, Work(shape, _queue(live)))
             name = f"{live.stem}.{row}"
@@ -106,13 +104,20 @@ class Demand:
             else:
                 work.held += 1
 
+    def _open_rows(self, live: LiveFile) -> list[int]:
+        ended = self._results.ended(live.stem, live.file.keys)
+        over = (State.ALIASED, State.CANCELLED)
+        states = enumerate(live.log.fold.state)
+        return [row for row, state in states if not ended[row] and state not in over]
+
     def _name_inputs(self, found: dict[Shape, Work]) -> None:
         if not any(work.waiting for work in found.values()):
             return
         makers: dict[bytes, str] = {}
         for live in self._live:
             with suppress(FileNotFoundError, FileDamaged, FileRefused):
-                makers.update((key, f"{live.stem}.{row}") for row, key in enumerate(live.file.keys))
+                rows = self._open_rows(live)
+                makers.update((live.file.keys[row], f"{live.stem}.{row}") for row in rows)
         for work in found.values():
             for name in work.waiting:
                 stem, _, row = name.rpartition(".")

@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -125,7 +125,9 @@ class LocalLauncher:
 
     # -- what the client's loop asks for -------------------------------------------------
 
-    def ensure(self, session: ClientSession[Any], shapes: Iterable[str]) -> SpoolError | None:
+    def ensure(
+        self, session: ClientSession[Any], shapes: Iterable[str]
+    ) -> Mapping[str, SpoolError]:
         """Start what is missing; what is wrong if agents end as soon as they start.
 
         Who is present, the session's last poll has told.
@@ -135,17 +137,17 @@ class LocalLauncher:
         """
         needed = self.needed(shapes)
         if not needed:
-            return None
+            return {}
         self._reap()
         if self._failures >= FAILURES:
             self._failures = 0
-            return self._explanation()
+            return {"": self._explanation()}
         missing = self._agents - self._running(session.results.present(), needed)
         pause = PAUSE if self._failures else 0.0
         if missing > 0 and time.monotonic() - self._last_start >= pause:
             for _number in range(missing):
                 self.submit(max(self._cores, needed))
-        return None
+        return {}
 
     def needed(self, shapes: Iterable[str]) -> int:
         """Cores of the largest task that this machine can run; 0 if there is none.

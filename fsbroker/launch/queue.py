@@ -37,7 +37,7 @@ from fsbroker.launch.demand import Demand, Work
 from fsbroker.launch.plan import Wanted, wanted
 from fsbroker.launch.scheduler import Ending, Request, Scheduler, Status
 from fsbroker.launch.script import is_plain
-from fsbroker.needs import Capacity, Resources
+from fsbroker.needs import Capacity, Resources, Shape
 from fsbroker.spool.jobs import JobLog, QueueJob
 from fsbroker.spool.spool import Spool
 
@@ -57,7 +57,13 @@ FAILURES = 3
 LAST_WORDS = 800
 """Characters of a job's output that an error shows."""
 
-_HOPELESS = ("held", "DependencyNeverSatisfied", "JobLaunchFailure", "BadConstraints")
+_HOPELESS = (
+    "held",
+    "PartitionTimeLimit",
+    "DependencyNeverSatisfied",
+    "JobLaunchFailure",
+    "BadConstraints",
+)
 """Reasons of pending jobs that will not start by themselves."""
 
 
@@ -83,6 +89,9 @@ class QueueLauncher:
         self._queries = 0
         self._asked = 0.0
         self._wrong: FsbrokerError | None = None
+        self._refused: dict[Shape, ResourceError] = {}
+        self._hopeless: Mapping[str, ResourceError] = {}
+        self._unanswered: set[int] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -100,8 +109,10 @@ class QueueLauncher:
 
     # -- for the client's loop -----------------------------------------------------------
 
-    def ensure(self, session: ClientSession[Any], shapes: Iterable[str]) -> FsbrokerError | None:
-        """See to jobs in the background; what is wrong, if no job can run what is open."""
+    def ensure(
+        self, session: ClientSession[Any], shapes: Iterable[str]
+    ) -> Mapping[str, FsbrokerError]:
+        """See to jobs in the background; what is wrong, for rows that no job will run."""
         with self._lock:
             self._asked = time.monotonic()
             if self._thread is None:
@@ -110,7 +121,7 @@ class QueueLauncher:
             wrong, self._wrong = self._wrong, None
         if any(shapes) and not session.results.present():
             self._wake.set()
-        return wrong
+        return {"": wrong} if wrong else self._hopeless
 
     def _run(self) -> None:
         while True:
@@ -118,6 +129,8 @@ class QueueLauncher:
                 self.step()
             except (SchedulerError, OSError, SpoolError):
                 pass  # another time: what is read and submitted already goes on
+            except ResourceError:
+                pass  # `_hopeless` has it
             except FsbrokerError as error:
                 self._wrong = error
             self._wake.clear()
@@ -134,11 +147,13 @@ class QueueLauncher:
 
         Raises:
             SchedulerError: the scheduler does not answer.
-            MissingProgram, ResourceError, JobVanished, EnvironmentMismatch: no job of this
-                kind will ever run.
+            ResourceError: the scheduler refuses a job; the others have been submitted. It is
+                not asked again for jobs of this shape.
+            MissingProgram, JobVanished, EnvironmentMismatch: no job will run.
         """
         self.log.refresh()
-        work = self._demand.look(inputs=not self._config.block_allocation)
+        inputs = bool(self._refused) or not self._config.block_allocation
+        work = self._demand.look(inputs=inputs)
         self._started.update(self._demand.jobs())
         if self.log.open() and time.monotonic() - self._last_query >= QUERY_EVERY:
             self._query()
@@ -149,11 +164,48 @@ class QueueLauncher:
                 raise self._explanation()
             return 0
         self._drop_idle(work)
-        count = 0
+        self._unanswered &= {job.number for job in self.log.open() if not job.id}
+        if self._unanswered:
+            return 0  # the scheduler is away: one intent to be settled is enough
+        count, refused = 0, None
         # Anew after each: others may have submitted what was missing a moment ago.
-        while missing := wanted(work, self.log.open(), self._config):
-            count += self._submit(missing[0]) is not None
+        while missing := wanted(self._not_refused(work), self.log.open(), self._config):
+            try:
+                count += self._submit(missing[0]) is not None
+            except ResourceError as error:
+                self._refuse(missing[0], work, error)
+                refused = refused or error
+        self._hopeless = self._without_jobs(work)
+        if refused:
+            raise refused
         return count
+
+    def _not_refused(self, work: Iterable[Work]) -> list[Work]:
+        return [one for one in work if one.shape not in self._refused]
+
+    def _refuse(self, job: Wanted, work: Iterable[Work], error: ResourceError) -> None:
+        """Submit no more for what this job would have run."""
+        for shape in {one.shape for one in work}:
+            if shape == job.shape or (not job.row and shape.queue == job.shape.queue):
+                self._refused[shape] = error
+
+    def _without_jobs(self, work: Iterable[Work]) -> dict[str, ResourceError]:
+        """Rows that the scheduler refuses jobs for, and those that need what they make."""
+        found = {
+            row: error
+            for one in work
+            if (error := self._refused.get(one.shape))
+            for row in (*one.ready, *one.waiting)
+        }
+        waiting = {row: inputs for one in work for row, inputs in one.waiting.items()}
+        while more := {
+            row: found[name]
+            for row, inputs in waiting.items()
+            for name in inputs
+            if name in found and row not in found
+        }:
+            found |= more
+        return found
 
     def launch(self, count: int | None) -> list[QueueJob]:
         """Submit pilots for what is open now; those that were submitted.
@@ -244,7 +296,10 @@ class QueueLauncher:
         try:
             self.log.submitted(job, self._scheduler.submit(self._request(job, one)))
         except (ResourceError, MissingProgram) as error:
-            self.log.ended(job, "REFUSED", str(error)[:400], self._scheduler.name, failure=True)
+            self.log.ended(job, "REFUSED", str(error)[:400], self._scheduler.name, failure=False)
+            raise
+        except SchedulerError:
+            self._unanswered.add(job.number)
             raise
         return self.log.jobs[job.number]
 
@@ -330,7 +385,7 @@ class QueueLauncher:
             self.log.submitted(job, found)
         elif abs(self._spool.files.wall_time() - job.born) > UNSETTLED and self._queries > 1:
             said = "the submit command gave no answer, and no job came of it"
-            self.log.ended(job, "NOT_SUBMITTED", said, self._scheduler.name, failure=True)
+            self.log.ended(job, "NOT_SUBMITTED", said, self._scheduler.name, failure=False)
 
     def _judge(self, job: QueueJob, status: Status | None) -> None:
         """End in the log what is over, or will never start."""

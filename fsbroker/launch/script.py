@@ -92,7 +92,14 @@ class Pysqa:
                 return adapter._job_submission_template(**wanted)  # noqa: SLF001
             adapter._execute_command_function = execute  # noqa: SLF001
             return adapter.submit_job(**wanted)
-        except (TemplateError, ValueError, TypeError, KeyError) as error:
+        except (
+            TemplateError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
             where = self._directory or "submission_template"
             raise ResourceError(f"The job script cannot be made ({error})", where) from error
 

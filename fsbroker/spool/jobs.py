@@ -60,7 +60,7 @@ class QueueJob:
         born: when the intent was written, by its writer's clock.
         id: the scheduler's; "" before it was submitted.
         state, reason, source: how it ended, and who said so; "" before.
-        failure: it ended before it did any work, or was never submitted.
+        failure: it ended before it did any work.
     """
 
     number: int
@@ -107,7 +107,7 @@ class JobLog:
         self._files.freshen(self._area.jobs)
         found = (parse_record(name) for name in self._files.names(self._area.jobs))
         for number in sorted(n for n in found if n is not None and n >= self._next):
-            if number > self._next and self._next:
+            if number > self._next:
                 break  # made while the directory was read: the next listing has the hole
             self._apply(number, self._read(number))
 
@@ -177,10 +177,12 @@ class JobLog:
         except OSError as error:
             # The reply may lie both ways: only the content tells whose record it is.
             try:
-                mine = self._files.readlink(path) == text
+                there = self._read(self._next)
             except OSError:
                 raise error from None
-            if not mine:
+            if there.get("by") != token:
+                # Not by a listing, which may be older than this record.
+                self._apply(self._next, there)
                 self.refresh()
                 return False
         self._files.sync_directory(self._area.jobs)
@@ -198,10 +200,13 @@ class JobLog:
                 self.jobs[number] = QueueJob(number, **known)
             elif kind == Kind.JOB.value and of in self.jobs:
                 self.jobs[of] = replace(self.jobs[of], id=str(record.get("id", "")))
-            elif kind == Kind.END.value and of in self.jobs and not self.jobs[of].is_over:
+            elif kind == Kind.END.value and of in self.jobs:
                 failure = bool(record.get("failure"))
                 self.jobs[of] = replace(self.jobs[of], **{**known, "failure": failure})
-                self.failures = self.failures + 1 if failure else 0
+                if failure:
+                    self.failures += 1
+                elif self.jobs[of].id:  # one that was never submitted says nothing of the site
+                    self.failures = 0
             elif kind == Kind.PAUSE.value:
                 self.paused = str(record.get("reason") or "no reason given")
             elif kind == Kind.RESUME.value:
