@@ -13,6 +13,7 @@ delays jobs, and nothing else.
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 import time
@@ -56,6 +57,8 @@ FAILURES = 3
 LAST_WORDS = 800
 """Characters of a job's output that an error shows."""
 
+_MISMATCH = re.compile(r"^MISMATCH|exit code 12[67]:|(?:ModuleNotFound|Import)Error: ")
+"""Jobs whose Python is not there, lacks a package, or is another than the client's."""
 _HOPELESS = ("held", "DependencyNeverSatisfied", "JobLaunchFailure", "BadConstraints")
 """Reasons of pending jobs that will not start by themselves."""
 
@@ -137,7 +140,9 @@ class QueueLauncher:
                 kind will ever run.
         """
         self.log.refresh()
-        work = self._demand.look(inputs=not self._config.block_allocation)
+        open_ids = {job.id for job in self.log.open()}
+        ended = {job.id for job in self.log.jobs.values()} - open_ids
+        work = self._demand.look(ended, inputs=not self._config.block_allocation)
         self._started.update(self._demand.jobs())
         if self.log.open() and time.monotonic() - self._last_query >= QUERY_EVERY:
             self._query()
@@ -301,8 +306,9 @@ class QueueLauncher:
         job = self._last_failure() if self.log.failures else None
         if job is None:
             return JobVanished("No queue jobs are submitted", self.log.paused, _RESUME)
-        kind = EnvironmentMismatch if job.state == "MISMATCH" else JobVanished
         said = self._last_words(job)
+        told = f"{job.state} {job.reason} {said}"
+        kind = EnvironmentMismatch if _MISMATCH.search(told) else JobVanished
         where = f"job {job.id or job.number} ended as {job.state} ({job.reason}); {said}"
         what = f"{self.log.failures} queue jobs ended before they did any work; the last was"
         return kind(what, where, _RESUME)
