@@ -69,6 +69,11 @@ JUDGE_AFTER = 1.0
 """Seconds from the loss of a worker in a queue job to its judgement: nodes of a job that is
 cancelled are told one after the other."""
 
+_TOLD = "the agent was told to end"
+_GONE = "the agent's queue job is gone"
+"""Ends that others have brought about. The scheduler knows whether the job comes again, under
+the same id; and who cancels all of his jobs does not want others in their place."""
+
 _NOTHING = Value(Encoding.PLAIN, b"null")
 
 
@@ -187,7 +192,7 @@ class Agent:
         return 0
 
     def _told_to_end(self, *_: object) -> None:
-        self._over = self._over or "the agent was told to end"
+        self._over = self._over or _TOLD
         self._wake()
 
     def _wake(self) -> None:
@@ -202,8 +207,9 @@ class Agent:
         self._publish()
         self._crew.close()
         self.session.leave(self._over)
-        self._jobs.over(self._over)
-        self._jobs.succeed(self.session.ready_rows(), self._walltime.until_last_moment())
+        if self._over not in (_TOLD, _GONE):
+            self._jobs.over(self._over)
+            self._jobs.succeed(self.session.open_rows(), self._walltime.until_end())
 
     def _turn(self) -> None:
         events = self._selector.select(self._patience())
@@ -594,7 +600,7 @@ class Agent:
             self._selector.unregister(self._walltime)
             self._walltime.close()
         if self._walltime.is_orphan():
-            self._over = "the agent's queue job is gone"
+            self._over = _GONE
             return
         self._enforce_limits(now)
         self._cancel_running()

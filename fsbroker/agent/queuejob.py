@@ -42,13 +42,15 @@ class QueueJobs:
         """
         with suppress(OSError, SpoolError):
             self._log.refresh()
+        # A scheduler that was set up anew counts from 1 again: the latest job is meant.
+        latest = {job.id: job for job in self._log.jobs.values() if job.id in ids}
         return {
             job.id: (
                 "dead" if job.state in CHARGED else "silent",
                 f"its job {job.id} ended as {job.state} ({job.reason}; told by {job.source})",
             )
-            for job in self._log.jobs.values()
-            if job.id in ids and job.is_over
+            for job in latest.values()
+            if job.is_over
         }
 
     def mismatch(self, what: str) -> None:
@@ -72,7 +74,7 @@ class QueueJobs:
         """Have submitted what the work that is left needs, if no other job will see to it.
 
         Args:
-            rows: that nobody has taken.
+            rows: that have not ended, and that nobody has taken.
             patience: seconds that are left for it.
         """
         job = self._log.jobs.get(-1 if self._number is None else self._number)

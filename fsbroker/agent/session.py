@@ -9,7 +9,7 @@ outcomes to `publish`. The simulation drives the same object without workers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -20,7 +20,17 @@ from fsbroker.spool import archive, packs, presence, streams
 from fsbroker.spool.index import Results
 from fsbroker.spool.layout import Presence, parse_cancel
 from fsbroker.spool.live import LiveFile, LiveFiles, bury, delete_log
-from fsbroker.spool.log import CLAIMABLE, Kind, Range, Retired, State, fitting, ranges_of, rows_of
+from fsbroker.spool.log import (
+    CLAIMABLE,
+    OPEN,
+    Kind,
+    Range,
+    Retired,
+    State,
+    fitting,
+    ranges_of,
+    rows_of,
+)
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import Bulk, Sealed, Stream
 from fsbroker.task import Encoding, Outcome, Status, Value
@@ -78,6 +88,7 @@ class AgentSession:
         self.agent: str = self._files.token()
         self._environment = environment
         self._origin = {**origin, "agent": self.agent}
+        self._described = described
         self._stream = Stream(self._files, self._area, self.agent)
         self._self = presence.Self(self._files, self._area, self.agent, described)
         self._observer = presence.Observer(self._files, self._area, lease)
@@ -527,12 +538,22 @@ class AgentSession:
 
     def _out_of_job(self, present: Iterable[Presence]) -> dict[str, tuple[str, str]]:
         """Agents whose queue job is over: the evidence, and what to say of it."""
-        told = ((one.agent, self._observer.described(one.agent) or {}) for one in present)
+        told = [(one.agent, self._observer.described(one.agent) or {}) for one in present]
         job_of = {agent: str(described["job"]) for agent, described in told if described.get("job")}
         if not job_of:
             return {}
         ended = self._jobs.evidence(set(job_of.values()))
-        return {agent: ended[job] for agent, job in job_of.items() if job in ended}
+        found = {agent: ended[job] for agent, job in job_of.items() if job in ended}
+        for agent, described in told:
+            if self._comes_after(described):
+                found[agent] = ("silent", f"its job {described['job']} was requeued")
+        return found
+
+    def _comes_after(self, described: Mapping[str, Any]) -> bool:
+        """The same queue job has begun anew with this agent: that one was of a lost node."""
+        if described.get("job") != self._described.get("job"):
+            return False
+        return int(described.get("restart", 0)) < int(self._described.get("restart", 0))
 
     def _absent_owners(self, present: Iterable[Presence]) -> set[str]:
         """Agents that hold rows in a log that this agent has read, and are not listed."""
@@ -608,14 +629,15 @@ class AgentSession:
         listed = {one.agent for one in presence.listing(self._files, self._area)}
         return owner is not None and owner != self.agent and owner in listed
 
-    def ready_rows(self) -> set[str]:
-        """Work that nobody has taken, as far as was read, as "<task file>.<row>"."""
-        return {
-            f"{live.stem}.{row}"
-            for live in self.live
-            if "log" in live.__dict__
-            for row in live.log.fold.rows_in(State.READY)
-        }
+    def open_rows(self) -> set[str]:
+        """Work that nobody has taken, as "<task file>.<row>"."""
+        found = set()
+        for live in self.live:
+            with suppress(Retired, OSError, SpoolError):
+                live.log.refresh()
+                rows = live.log.fold.rows_in(*OPEN)
+                found.update(f"{live.stem}.{row}" for row in rows)
+        return found
 
     def others_hold_rows(self) -> bool:
         """Rows are held by agents that may be dead: somebody must stay and find out."""

@@ -27,11 +27,11 @@ class Walltime:
     """The time that is left, from one reading of the job's end on a monotonic clock.
 
     Attributes:
-        margin: seconds before the end from which on nothing is claimed.
+        margin: seconds before the end from which on nothing is claimed; of a short job, half.
     """
 
     def __init__(self, allocation: Allocation, margin: float = MARGIN) -> None:
-        self.margin = max(margin, LAST_MOMENT)
+        self.margin = max(min(margin, allocation.seconds / 2), LAST_MOMENT)
         self._end = time.monotonic() + allocation.seconds
         self._lifeline = {pid: born for pid in allocation.lifeline if (born := process_start(pid))}
         self._question = allocation.ask
@@ -49,7 +49,11 @@ class Walltime:
 
     def until_last_moment(self) -> float:
         """Seconds until everything has to be given back."""
-        return self._end - LAST_MOMENT - time.monotonic()
+        return self.until_end() - LAST_MOMENT
+
+    def until_end(self) -> float:
+        """Seconds until the scheduler ends the job: the successor is submitted in the last."""
+        return self._end - time.monotonic()
 
     def until_margin(self) -> float:
         """Seconds for which this agent still claims; 0 or less when it must not any more."""

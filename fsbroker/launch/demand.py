@@ -6,7 +6,7 @@ task files, logs, results --> Work (rows that wait for an agent, by kind)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,19 +50,21 @@ class Demand:
         self._live = LiveFiles(files, area)
         self._results = Results(files, area, durable=durable)
         self._spool = spool
-        self._described: dict[str, dict[str, Any]] = {}
+        self._observer = presence.Observer(files, area)
+        self._job_of: dict[str, str] = {}
 
-    def look(self, *, inputs: bool) -> list[Work]:
+    def look(self, ended: Collection[str], *, inputs: bool) -> list[Work]:
         """All open work that this interpreter's agents can do, by shape.
 
         Args:
+            ended: ids of queue jobs that are over: what their agents hold is open.
             inputs: also which rows make what the waiting ones need.
         """
         self._live.poll(afresh=True)
         self._results.poll(deep=True)
         for _ in self._results.news():
             pass  # only what has ended matters here
-        agents = {one.agent for one in self._results.present()}
+        agents = self._living(ended)
         found: dict[Shape, Work] = {}
         for live in self._live:
             shape = parse_shape(live.name.shape)
@@ -80,12 +82,19 @@ class Demand:
         return list(found.values())
 
     def jobs(self) -> set[str]:
-        """Ids of the queue jobs whose agents the last look saw."""
+        """Ids of the queue jobs whose agents were seen."""
+        return {job for job in self._job_of.values() if job}
+
+    def _living(self, ended: Collection[str]) -> set[str]:
+        """Agents that are neither of a job that is over nor silent for long."""
         files, area, _ = self._spool
-        for one in self._results.present():
-            if one.agent not in self._described and (told := presence.about(files, area, one)):
-                self._described[one.agent] = told
-        return {str(told["job"]) for told in self._described.values() if told.get("job")}
+        present = self._results.present()
+        silent = self._observer.poll(present, (), prompt=True)
+        for one in present:
+            if one.agent not in self._job_of and (told := presence.about(files, area, one)):
+                self._job_of[one.agent] = str(told.get("job") or "")
+        living = {one.agent for one in present if self._job_of.get(one.agent) not in ended}
+        return living.difference(silent)
 
     def _add(
         self, found: dict[Shape, Work], shape: Shape, live: LiveFile, agents: set[str]

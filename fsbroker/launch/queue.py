@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 import time
@@ -57,6 +58,8 @@ FAILURES = 3
 LAST_WORDS = 800
 """Characters of a job's output that an error shows."""
 
+_MISMATCH = re.compile(r"^MISMATCH|exit code 12[67]:|(?:ModuleNotFound|Import)Error: ")
+"""Jobs whose Python is not there, lacks a package, or is another than the client's."""
 _HOPELESS = (
     "held",
     "PartitionTimeLimit",
@@ -152,8 +155,7 @@ class QueueLauncher:
             MissingProgram, JobVanished, EnvironmentMismatch: no job will run.
         """
         self.log.refresh()
-        inputs = bool(self._refused) or not self._config.block_allocation
-        work = self._demand.look(inputs=inputs)
+        work = self._look(inputs=bool(self._refused) or not self._config.block_allocation)
         self._started.update(self._demand.jobs())
         if self.log.open() and time.monotonic() - self._last_query >= QUERY_EVERY:
             self._query()
@@ -242,7 +244,12 @@ class QueueLauncher:
             raise self._explanation()
         if self.log.open():
             self._query()
-        return self._demand.look(inputs=False)
+        return self._look(inputs=False)
+
+    def _look(self, *, inputs: bool) -> list[Work]:
+        open_ids = {job.id for job in self.log.open()}
+        ended = {job.id for job in self.log.jobs.values()} - open_ids
+        return self._demand.look(ended, inputs=inputs)
 
     def _missing(
         self, work: Iterable[Work], count: int | None, found: list[QueueJob]
@@ -412,8 +419,9 @@ class QueueLauncher:
         job = self._last_failure() if self.log.failures else None
         if job is None:
             return JobVanished("No queue jobs are submitted", self.log.paused, _RESUME)
-        kind = EnvironmentMismatch if job.state == "MISMATCH" else JobVanished
         said = self._last_words(job)
+        told = f"{job.state} {job.reason} {said}"
+        kind = EnvironmentMismatch if _MISMATCH.search(told) else JobVanished
         where = f"job {job.id or job.number} ended as {job.state} ({job.reason}); {said}"
         what = f"{self.log.failures} queue jobs ended before they did any work; the last was"
         return kind(what, where, _RESUME)
