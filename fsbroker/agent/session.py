@@ -631,7 +631,7 @@ class AgentSession:
 
     def open_rows(self) -> set[str]:
         """Work that nobody has taken, as "<task file>.<row>"."""
-        found = set()
+        found: set[str] = set()
         for live in self.live:
             with suppress(Retired, OSError, SpoolError):
                 live.log.refresh()

@@ -53,7 +53,7 @@ class Demand:
         self._observer = presence.Observer(files, area)
         self._job_of: dict[str, str] = {}
 
-    def look(self, ended: Collection[str], *, inputs: bool) -> list[Work]:
+    def look(self, ended: Collection[str] = (), *, inputs: bool) -> list[Work]:
         """All open work that this interpreter's agents can do, by shape.
 
         Args:
