@@ -353,7 +353,7 @@ def script(spool, wishes=None, *, config=EACH, row="s.0", seconds=0.0, after=(),
     launcher = QueueLauncher(spool, slurm, config)
     one = Wanted(wanted.shape, wanted.queue, seconds, row, after)
     number = QueueJob(7, "f" * 16, "slurm", row=row, seconds=seconds, queue=one.shape.queue)
-    return slurm.script(launcher.request(number, one))
+    return slurm.script(launcher._request(number, one))
 
 
 def directives(text):
@@ -379,7 +379,6 @@ def test_own_template(spool):
     place = f"{spool.files.root}/{spool.area.job_directory(7)}"
     assert directives(text) == [
         "--job-name=fsb-aaaaaaaaa-7",
-        f'--comment="fsbroker {"f" * 16} task s.0"',
         f"--chdir={place}",
         f"--output={place}/output",
         "--open-mode=append",
@@ -396,6 +395,7 @@ def test_own_template(spool):
         "--qos=long",
         "--constraint=fast",
         "--mail-type=END",
+        f'--comment="fsbroker {"f" * 16} task s.0"',
     ]
     setup, more, agent = text.splitlines()[-3:]
     assert (setup, more) == ("module load x", "ulimit -s unlimited")
@@ -406,9 +406,9 @@ def test_own_template(spool):
 
 
 def test_a_task_that_asks_for_nothing_leaves_all_to_the_site(spool):
-    kept = ("--ntasks=1", "--cpus-per-task=1", "--mem-per-cpu=128M")
+    kept = ("--open-mode=append", "--ntasks=1", "--mem-per-cpu=128M")
     lines = directives(script(spool, {"memory_max": 0.125}))
-    assert [line for line in lines if not line.startswith("--ch")][-3:] == list(kept)
+    assert [line for line in lines if not line.startswith("--c")][-3:] == list(kept)
 
 
 def test_a_template_of_the_user(spool):
