@@ -93,6 +93,7 @@ class QueueLauncher:
         self._asked = 0.0
         self._wrong: FsbrokerError | None = None
         self._refused: dict[Shape, ResourceError] = {}
+        self._heeds_refusals = False
         self._hopeless: Mapping[str, ResourceError] = {}
         self._unanswered: set[int] = set()
         self._lock = threading.Lock()
@@ -108,7 +109,9 @@ class QueueLauncher:
         """
         log = JobLog(spool.files, spool.area)
         config = config_of(log.settings(digest))
-        return cls(spool, scheduler_of(config), config)
+        found = cls(spool, scheduler_of(config), config)
+        found._heeds_refusals = True  # a client may ask again, an agent's successor does not
+        return found
 
     # -- for the client's loop -----------------------------------------------------------
 
@@ -183,7 +186,16 @@ class QueueLauncher:
         return count
 
     def _not_refused(self, work: Iterable[Work]) -> list[Work]:
-        return [one for one in work if one.shape not in self._refused]
+        left = [one for one in work if one.shape not in self._refused]
+        if not self._heeds_refusals:
+            return left
+        refused = [job for job in self.log.jobs.values() if job.state == REFUSED]
+        rows, queues = {job.row for job in refused}, {job.queue for job in refused if not job.row}
+        return [
+            replace(one, ready=[row for row in one.ready if row not in rows])
+            for one in left
+            if one.shape.queue not in queues
+        ]
 
     def _refuse(self, job: Wanted, work: Iterable[Work], error: ResourceError) -> None:
         """Submit no more for what this job would have run."""
@@ -303,7 +315,7 @@ class QueueLauncher:
         try:
             self.log.submitted(job, self._scheduler.submit(self._request(job, one)))
         except (ResourceError, MissingProgram) as error:
-            self.log.ended(job, "REFUSED", str(error)[:400], self._scheduler.name, failure=False)
+            self.log.ended(job, REFUSED, str(error)[:400], self._scheduler.name, failure=False)
             raise
         except SchedulerError:
             self._unanswered.add(job.number)
@@ -436,6 +448,8 @@ class QueueLauncher:
         return f"it said: {text}" if text else "it wrote nothing"
 
 
+REFUSED = "REFUSED"
+"""State of a job that the scheduler did not take."""
 _RESUME = "When that is mended: `fsbroker jobs resume`, and submit again"
 
 
