@@ -145,7 +145,7 @@ def words(request: Request) -> dict[str, Any]:
         "queue": queue.get("partition"),
         "job_name": request.name,
         "working_directory": request.directory,
-        "directory": request.directory_on_nodes,
+        "directory": request.directory_on_nodes or request.directory,
         "comment": request.comment,
         "cores": request.ranks * request.threads,
         "ranks": request.ranks,
