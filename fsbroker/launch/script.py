@@ -109,7 +109,7 @@ class Pysqa:
             "queue": queue.get("partition") if self._directory else None,
             "job_name": request.name,
             "working_directory": request.directory,
-            "directory": request.directory_on_nodes,
+            "directory": request.directory_on_nodes or request.directory,
             "comment": request.comment,
             "cores": request.ranks * request.threads,
             "ranks": request.ranks,
