@@ -86,25 +86,37 @@ def test_a_spool_without_queue_jobs(shell):
 
 def test_jobs_are_listed_with_what_the_log_says(shell, hand, log):
     add(log)
-    failed = add(log, "18", row="stem.3")
+    stem = hand.submit("first", "second")
+    failed = add(log, "18", row=f"{stem}.1")
+    gone = add(log, "19", row="gone.0")
+    log.ended(gone, "COMPLETED", "its task has ended", "the agent", failure=False)
     log.ended(failed, "FAILED", "exit code 1:0", "sacct", failure=True)
     code, told = shell.json("jobs")
     assert code == cli.OK
     states = [(job["id"], job["state"], job["asked"]) for job in told["jobs"]]
-    assert states == [("18", "FAILED", None), ("", "intended", None), ("17", "submitted", None)]
-    assert [job["runs"] for job in told["jobs"]] == ["task stem.3", "pilot", "pilot"]
+    assert states == [
+        ("19", "COMPLETED", None),
+        ("18", "FAILED", None),
+        ("", "intended", None),
+        ("17", "submitted", None),
+    ]
+    assert [job["function"] for job in told["jobs"]] == ["", "module.second", "", ""]
+    assert told["jobs"][1]["key"] == key_of("second").hex()
     text = shell.run("jobs")[1]
     assert "exit code 1:0 (says sacct)" in text
-    assert re.search(r"slurm +17 +submitted +4 +pilot +9[0-9] s", text)
+    assert "gone.0" in text
+    assert f"{key_of('second').hex()[:12]} module.second" in text
+    assert re.search(r"slurm +17 +submitted +4 +pilot +9[0-9.]+ s", text)
     hand.agent(place="slurm:17")
     assert [job["state"] for job in shell.json("jobs")[1]["jobs"]] == [
+        "COMPLETED",
         "FAILED",
         "intended",
         "running",
     ]
     code, text = shell.run("jobs", "--limit", "1")
-    assert "and 2 more" in text
-    assert "17" not in text.replace("and 2 more", "")
+    assert "and 3 more" in text
+    assert "17" not in text.replace("and 3 more", "")
 
 
 def test_a_pause_is_told_and_ended(shell, log):

@@ -16,6 +16,7 @@ from typing import Any
 from fsbroker import cli
 from fsbroker.cli import agents, choice
 from fsbroker.cli.output import age, parse_limit, plain, print_json, print_table
+from fsbroker.client.history import History
 from fsbroker.launch.queue import config_of, scheduler_of
 from fsbroker.launch.scheduler import Scheduler, Status
 from fsbroker.spool.jobs import JobLog, QueueJob
@@ -62,8 +63,12 @@ def _list(spool: Spool, log: JobLog, options: argparse.Namespace) -> None:
     shown = newest[: options.limit or None]
     known = _ask(log, shown) if options.ask else {}
     running = _with_agents(spool)
+    history = History(spool)
     told = {
-        "jobs": [_told(job, running, known if options.ask else None) for job in shown],
+        "jobs": [
+            {**_told(job, running, known if options.ask else None), **_task(history, job)}
+            for job in shown
+        ],
         "more": len(newest) - len(shown),
         "paused": log.paused,
         "no_submit": log.no_submit,
@@ -100,12 +105,21 @@ def _told(job: QueueJob, running: set[str], known: Mapping[str, Status] | None) 
         "state": job.state or state,
         "asked": said,
         "cores": job.cores,
-        "runs": f"task {job.row}" if job.row else "pilot",
         "since": job.born,
         "reason": job.reason,
         "source": job.source,
         "failure": job.failure,
     }
+
+
+def _task(history: History, job: QueueJob) -> dict[str, str]:
+    """What a job runs: key and function of its one task; empty for one that drains the spool."""
+    stem, _, row = job.row.rpartition(".")
+    tasks = history.tasks.get(stem)
+    if tasks is None:
+        return {"row": job.row, "key": "", "function": ""}
+    number = int(row)
+    return {"row": job.row, "key": tasks.key(number).hex(), "function": tasks.function(number)}
 
 
 def _print(told: Mapping[str, Any], *, asked: bool) -> None:
@@ -136,7 +150,7 @@ def _line(one: Mapping[str, Any]) -> list[object]:
         one["id"] or "-",
         one["state"],
         one["cores"],
-        one["runs"],
+        f"{one['key'][:12]} {one['function']}" if one["key"] else one["row"] or "pilot",
         age(one["since"]),
         f"{one['reason']}{source}" or "-",
     ]
