@@ -81,7 +81,8 @@ class QueueJobs:
         if job is None or self._log.paused or self._log.no_submit or patience <= 0:
             return
         there = {other.row for other in self._log.open()}
-        if "" in there or rows <= there:
+        refused = {other.row for other in self._log.jobs.values() if other.state == "REFUSED"}
+        if "" in there or rows <= there | refused:
             return
         root = self._spool.files.root
         argv = [sys.executable, "-m", "fsbroker.launch", f"--spool={root}", job.settings]

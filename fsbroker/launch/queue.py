@@ -95,6 +95,7 @@ class QueueLauncher:
         self._refused: dict[Shape, ResourceError] = {}
         self._heeds_refusals = False
         self._hopeless: Mapping[str, ResourceError] = {}
+        self._refusals: list[int] = []
         self._unanswered: set[int] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -184,6 +185,12 @@ class QueueLauncher:
         if refused:
             raise refused
         return count
+
+    def is_refused_here(self) -> bool:
+        """Whether the like of what was refused to this process was granted to another."""
+        asked = {job.number: (job.queue, job.cores, job.seconds) for job in self.log.jobs.values()}
+        granted = {asked[number] for number, job in self.log.jobs.items() if job.id}
+        return any(asked[number] in granted for number in self._refusals)
 
     def _not_refused(self, work: Iterable[Work]) -> list[Work]:
         left = [one for one in work if one.shape not in self._refused]
@@ -315,6 +322,7 @@ class QueueLauncher:
         try:
             self.log.submitted(job, self._scheduler.submit(self._request(job, one)))
         except (ResourceError, MissingProgram) as error:
+            self._refusals.append(job.number)
             self.log.ended(job, REFUSED, str(error)[:400], self._scheduler.name, failure=False)
             raise
         except SchedulerError:

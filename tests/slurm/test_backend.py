@@ -290,11 +290,30 @@ def test_a_partition_that_does_not_exist(site: Site) -> None:
     assert other.result(LIMIT) == 4
     assert client.submit(add, 3, 3).result(LIMIT) == 6
     assert not site.log().paused
+    assert not site.log().no_submit
     assert [job.state for job in site.log().jobs.values()].count("REFUSED") == 1
     # None is lost: when there is such a partition, they run.
     site.cluster.run(["scontrol", "create", "partition=nowhere", "nodes=ALL"])
     assert site.client(**EACH).submit(add, wrong, 1).result(LIMIT) == 3
     site.cluster.run(["scontrol", "delete", "partition=nowhere"])
+
+
+def test_compute_nodes_without_sbatch(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that ends finds it out, says so once, and leaves the rest to the next client."""
+    programs = site.directory / "programs"
+    programs.mkdir()
+    (programs / "env").symlink_to(shutil.which("env"))
+    client = site.client(max_jobs=1, setup=[f"export PATH={programs}"], **EACH)
+    go = site.directory / "go"
+    futures = [client.submit(after_file, str(go), n) for n in range(3)]
+    site.jobs(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(queue.QueueLauncher, "step", lambda launcher: 0)  # the client is away
+        go.touch()
+        said = site.cluster.wait_for(lambda: site.log().no_submit, LIMIT)
+    assert "not installed here" in said
+    assert [future.result(LIMIT) for future in futures] == [0, 1, 2]
+    assert [job.state for job in site.log().jobs.values()].count("REFUSED") == 1
 
 
 # -- trouble -----------------------------------------------------------------------------
