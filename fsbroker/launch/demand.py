@@ -121,7 +121,12 @@ class Demand:
         makers: dict[bytes, str] = {}
         for live in self._live:
             with suppress(FileNotFoundError, FileDamaged, FileRefused):
-                makers.update((key, f"{live.stem}.{row}") for row, key in enumerate(live.file.keys))
+                ended = self._results.ended(live.stem, live.file.keys)
+                makers.update(
+                    (key, f"{live.stem}.{row}")
+                    for row, key in enumerate(live.file.keys)
+                    if not ended[row]
+                )
         for work in found.values():
             for name in work.waiting:
                 stem, _, row = name.rpartition(".")
