@@ -5,6 +5,7 @@ Nothing here may hang: all waiting has a limit.
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -19,11 +20,15 @@ import cloudpickle
 import pytest
 
 from fsbroker import ClusterExecutor, Future, errors
+from fsbroker.agent.session import AgentSession, Claim
+from fsbroker.environment import environment
 from fsbroker.launch import queue
+from fsbroker.launch.demand import Demand
 from fsbroker.launch.slurm import TEMPLATE
 from fsbroker.spool import presence
 from fsbroker.spool.jobs import JobLog, QueueJob
-from fsbroker.spool.spool import open_spool
+from fsbroker.spool.spool import Spool, open_spool
+from fsbroker.task import Encoding, Status, Value
 from tests.testbed.slurm import Cluster
 
 # pytest rewrites this module, and workers would import it as it stands.
@@ -365,3 +370,53 @@ def short_memory(cluster: Cluster) -> Iterator[None]:
     finally:
         conf.write_text(text)
         cluster.run(["scontrol", "reconfigure"])
+
+
+# -- what nobody tells, without a scheduler ------------------------------------------------
+
+
+class TestDemand:
+    def test_an_input_that_has_ended_needs_no_job(self, tmp_path: Path) -> None:
+        """Its agent died before it could say that the other task waits no longer."""
+        client = ClusterExecutor(tmp_path / "spool", backend="none")
+        first = client.submit(where)
+        client._loop.flush(LIMIT)
+        second = client.submit(pair, first, 1)
+        client._loop.flush(LIMIT)
+        spool, agent, claim = claimed(tmp_path / "spool")
+        demand = Demand(spool, environment())
+        (work,) = demand.look((), inputs=True)
+        assert list(work.waiting.values()) == [[f"{claim.live.stem}.0"]]
+        agent.publish([agent.outcome(claim.live, 0, Status.DONE, Value(Encoding.PLAIN, b"1"))])
+        (work,) = demand.look((), inputs=True)
+        assert list(work.waiting.values()) == [[]]
+        assert not second.done()
+        client.shutdown(wait=False, cancel_futures=True)
+
+    def test_what_a_silent_agent_holds_is_open(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = ClusterExecutor(tmp_path / "spool", backend="none")
+        client.submit(where)
+        client._loop.flush(LIMIT)
+        spool, _, _ = claimed(tmp_path / "spool")
+        demand = Demand(spool, environment())
+        seconds = itertools.count(0.0, 2.0)
+        monkeypatch.setattr(spool.files, "monotonic", lambda: next(seconds))
+        (work,) = demand.look((), inputs=False)
+        assert (work.held, work.ready) == (1, [])
+        for _ in range(20):
+            (work,) = demand.look((), inputs=False)
+        assert (work.held, len(work.ready)) == (0, 1)
+        client.shutdown(wait=False, cancel_futures=True)
+
+
+def claimed(path: Path) -> tuple[Spool, AgentSession, Claim]:
+    """An agent that has claimed a row, and does nothing more."""
+    spool = open_spool(path)
+    agent = AgentSession(spool, environment(), {}, presence.describe())
+    agent.join()
+    agent.live.poll()
+    claim = agent.claim(lambda *_: 1)
+    assert claim is not None
+    return spool, agent, claim
