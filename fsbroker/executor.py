@@ -70,13 +70,14 @@ class ClusterExecutor(concurrent.futures.Executor):
             raise ResourceError(
                 "No spool is named", "spool", "Give a directory, or set FSBROKER_SPOOL"
             )
+        site_keys = _site_keys(self._config)
+        defaults = merged(Resources(), self._config.resource_dict)
+        defaults = merged(defaults, resource_dict, site_keys)
         self._spool = create(self._config.spool)
         back = self._back = _backend(self._spool, self._config)
-        defaults = merged(Resources(), self._config.resource_dict)
-        defaults = merged(defaults, resource_dict, back.site_keys)
         self._loop = ClientLoop(self._spool, back.agents, self._config.watch)
         self._submitter = Submitter(
-            self._loop, defaults, back.capacity, self._config.tag, back.site_keys
+            self._loop, defaults, back.capacity, self._config.tag, site_keys
         )
         # Libraries ask a pool for it, to choose their chunks.
         self._max_workers = self._config.max_workers or len(os.sched_getaffinity(0))
@@ -219,14 +220,21 @@ class _Backend(NamedTuple):
     """Who starts agents, the most that a task can ask for, and what only queue jobs have.
 
     Attributes:
-        site_keys: keys of resources that the site's template adds.
         script: the job script for a task.
     """
 
     agents: Agents | None = None
     capacity: Capacity | None = None
-    site_keys: frozenset[str] = frozenset()
     script: Callable[[Resources], str] | None = None
+
+
+def _site_keys(config: Config) -> frozenset[str]:
+    """Keys of resources that the job template of the site adds."""
+    if config.backend in ("none", "local"):
+        return frozenset()
+    from fsbroker.launch.queue import scheduler_of
+
+    return scheduler_of(config).site_keys()
 
 
 def _backend(spool: Spool, config: Config) -> _Backend:
@@ -240,9 +248,8 @@ def _backend(spool: Spool, config: Config) -> _Backend:
         return _Backend(local, local.capacity)
     from fsbroker.launch.queue import QueueLauncher, scheduler_of
 
-    scheduler = scheduler_of(config)
-    queue = QueueLauncher(spool, scheduler, config)
-    return _Backend(queue, queue.capacity, scheduler.site_keys(), queue.script)
+    queue = QueueLauncher(spool, scheduler_of(config), config)
+    return _Backend(queue, queue.capacity, queue.script)
 
 
 def _key(key: bytes | str) -> bytes:

@@ -292,10 +292,11 @@ class TestWalltime:
         assert 59 < left.until_margin() <= 60
         assert 59 < left.next_change() <= 60
         assert 94 < left.for_a_task() <= 100 - LAST_MOMENT
-        short = Walltime(of(20.0), margin=40.0)
-        assert 9 < short.until_margin() <= 10
-        late = Walltime(of(5.5), margin=40.0)
-        assert 0 < late.next_change() <= 5.5 - LAST_MOMENT
+        late = Walltime(of(20.0), margin=40.0)
+        assert 9 < late.until_margin() <= 10  # half of a short job
+        late.margin = 40.0
+        assert late.until_margin() < 0
+        assert 14 < late.next_change() <= 20 - LAST_MOMENT
         assert Walltime(of(1.0), margin=0.0).next_change() == 0.0
 
     def test_a_job_without_an_end(self) -> None:

@@ -157,11 +157,10 @@ def test_more_nodes_than_ranks_are_refused(tmp_path):
         {"max_workers": True},
         {"agents": 0},
         {"backend": "cluster"},
-        {"backend": None},
         {"watch": "never"},
         {"idle_timeout": 0},
         {"idle_timeout": "1"},
-        {"tag": None},
+        {"tag": 5},
         {"resource_dict": {"cores": 0}},
     ],
 )

@@ -7,11 +7,11 @@ import json
 import os
 import platform
 import sys
+from contextlib import suppress
 from dataclasses import replace
 
 from fsbroker.agent.allocation import Node, current
 from fsbroker.agent.launchers import TABLE
-from fsbroker.agent.loop import Agent, Plan
 from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.walltime import MARGIN
 from fsbroker.environment import environment
@@ -52,6 +52,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.spool:
         parser.error("name the spool with --spool or FSBROKER_SPOOL")
+    if options.expect not in ("", environment()):
+        return _mismatch(options)
+    # Only now what an interpreter that is not the right one may not have.
+    from fsbroker.agent.loop import Agent, Plan
+
     allocation = current(options.time)
     if options.cores:
         gpus = tuple(filter(None, options.gpus.split(",")))
@@ -78,8 +83,6 @@ def main(arguments: list[str] | None = None) -> int:
         "restart": allocation.restarts,
     }
     try:
-        if options.expect not in ("", environment()):
-            return _mismatch(options)
         return Agent(open_spool(options.spool), plan, environment(), origin).run()
     except FsbrokerError as error:
         print(f"fsbroker agent: {error}", file=sys.stderr)
@@ -89,8 +92,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _mismatch(options: argparse.Namespace) -> int:
     here = f"{sys.executable} on {platform.node()} is {environment()}"
     what = f"{here}, and the client has {options.expect}: set `python` and `setup`"
-    QueueJobs(open_spool(options.spool), options.job).mismatch(what)
     print(f"fsbroker agent: {what}", file=sys.stderr)
+    with suppress(ImportError):  # then whoever reads the job's output tells it
+        QueueJobs(open_spool(options.spool), options.job).mismatch(what)
     return 1
 
 

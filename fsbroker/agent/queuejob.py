@@ -12,7 +12,7 @@ import sys
 from contextlib import suppress
 
 from fsbroker.errors import SpoolError
-from fsbroker.spool.jobs import JobLog
+from fsbroker.spool.jobs import JobLog, QueueJob
 from fsbroker.spool.spool import Spool
 
 SUBMITTING = 45.0
@@ -35,23 +35,15 @@ class QueueJobs:
         self._number = number
         self._log = JobLog(spool.files, spool.area)
 
-    def evidence(self, ids: set[str]) -> dict[str, tuple[str, str]]:
-        """For those of the jobs that are over: "dead" or "silent", and what to say of it.
+    def evidence(self, ids: set[str]) -> dict[str, tuple[str, str] | None]:
+        """For those of the jobs that the log knows: "dead" or "silent", and what to say of it.
 
-        An agent may outlive its job; that is for seals to settle.
+        An agent may outlive its job; that is for seals to settle. None: it is not over.
         """
         with suppress(OSError, SpoolError):
             self._log.refresh()
-        # A scheduler that was set up anew counts from 1 again: the latest job is meant.
-        latest = {job.id: job for job in self._log.jobs.values() if job.id in ids}
-        return {
-            job.id: (
-                "dead" if job.state in CHARGED else "silent",
-                f"its job {job.id} ended as {job.state} ({job.reason}; told by {job.source})",
-            )
-            for job in latest.values()
-            if job.is_over
-        }
+        # Of jobs with one id the latest: a scheduler that was set up anew counts from 1 again.
+        return {job.id: _evidence(job) for job in self._log.jobs.values() if job.id in ids}
 
     def mismatch(self, what: str) -> None:
         """The agent cannot do the work that its job was submitted for."""
@@ -93,3 +85,10 @@ class QueueJobs:
                 timeout=min(patience, SUBMITTING),
                 check=False,
             )
+
+
+def _evidence(job: QueueJob) -> tuple[str, str] | None:
+    if not job.is_over:
+        return None
+    said = f"its job {job.id} ended as {job.state} ({job.reason}; told by {job.source})"
+    return "dead" if job.state in CHARGED else "silent", said

@@ -527,23 +527,25 @@ class AgentSession:
         ]
         # The lock only spares others a number that is taken: without others, nothing.
         self._alone = not present
-        dead = dict.fromkeys(self._observer.dead_processes(present), ("dead", "dead"))
-        for agent, evidence in self._out_of_job(present).items():
-            dead.setdefault(agent, evidence)
+        processes = self._observer.dead_processes(present)
+        told = self._told_of_jobs(present)
+        # Whether its job is to blame or the task, only the scheduler knows: it is waited for.
+        dead = {agent: evidence for agent, evidence in told.items() if evidence is not None}
+        dead |= {agent: ("dead", "dead") for agent in processes if agent not in told}
         for agent in self._observer.poll(present, self._absent_owners(present), self._beat_done):
             dead.setdefault(agent, ("silent", "silent"))
-        for agent, (charge, told) in dead.items():
-            self._recover_from(agent, charge, told)
+        for agent, (charge, why) in dead.items():
+            self._recover_from(agent, charge, why)
         return bool(dead)
 
-    def _out_of_job(self, present: Iterable[Presence]) -> dict[str, tuple[str, str]]:
-        """Agents whose queue job is over: the evidence, and what to say of it."""
+    def _told_of_jobs(self, present: Iterable[Presence]) -> dict[str, tuple[str, str] | None]:
+        """Agents of queue jobs that are known: if these are over, the evidence and its text."""
         told = [(one.agent, self._observer.described(one.agent) or {}) for one in present]
         job_of = {agent: str(described["job"]) for agent, described in told if described.get("job")}
         if not job_of:
             return {}
-        ended = self._jobs.evidence(set(job_of.values()))
-        found = {agent: ended[job] for agent, job in job_of.items() if job in ended}
+        known = self._jobs.evidence(set(job_of.values()))
+        found = {agent: known[job] for agent, job in job_of.items() if job in known}
         for agent, described in told:
             if self._comes_after(described):
                 found[agent] = ("silent", f"its job {described['job']} was requeued")

@@ -58,7 +58,9 @@ FAILURES = 3
 LAST_WORDS = 800
 """Characters of a job's output that an error shows."""
 
-_MISMATCH = re.compile(r"^MISMATCH|exit code 12[67]:|(?:ModuleNotFound|Import)Error: ")
+_MISMATCH = re.compile(
+    r"^MISMATCH|exit code 12[67]:|(?:ModuleNotFound|Import)Error: |and the client has "
+)
 """Jobs whose Python is not there, lacks a package, or is another than the client's."""
 _HOPELESS = (
     "held",

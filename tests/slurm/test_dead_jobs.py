@@ -1,15 +1,18 @@
-"""Queue jobs that die, on a real SLURM: a right value comes all the same, or an error that says why.
+"""Queue jobs that die, on a real SLURM: a right value comes all the same, or an error says why.
 
 Nothing here may hang: all waiting has a limit.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,15 @@ import cloudpickle
 import pytest
 
 from fsbroker import ClusterExecutor, Future, errors
+from fsbroker.agent.session import AgentSession, Claim
+from fsbroker.environment import environment
 from fsbroker.launch import queue
+from fsbroker.launch.demand import Demand
 from fsbroker.launch.slurm import TEMPLATE
 from fsbroker.spool import presence
 from fsbroker.spool.jobs import JobLog, QueueJob
-from fsbroker.spool.log import Kind, parse
-from fsbroker.spool.spool import open_spool
+from fsbroker.spool.spool import Spool, open_spool
+from fsbroker.task import Encoding, Status, Value
 from tests.testbed.slurm import Cluster
 
 # pytest rewrites this module, and workers would import it as it stands.
@@ -40,6 +46,7 @@ class Site:
     def __init__(self, cluster: Cluster, directory: Path) -> None:
         self.cluster = cluster
         self.directory = directory
+        directory.mkdir(exist_ok=True)
         self.begun = directory / "begun"
         self.executors: list[ClusterExecutor] = []
 
@@ -49,6 +56,12 @@ class Site:
             self.directory / "spool", backend="slurm", **{"idle_timeout": 5.0, **options}
         )
         self.executors.append(made)
+        return made
+
+    def beside(self) -> Site:
+        """Another spool: those who share one submit jobs for each other's tasks."""
+        made = Site(self.cluster, self.directory / "other")
+        made.executors = self.executors
         return made
 
     def long_task(self, executor: ClusterExecutor, name: str = "x") -> Future:
@@ -61,8 +74,9 @@ class Site:
         path = Path(f"{self.begun}-{name}")
         return len(path.read_text().splitlines()) if path.exists() else 0
 
-    def node_of(self, name: str) -> str:
-        return Path(f"{self.begun}-{name}").read_text().split()[0]
+    def node(self) -> str:
+        """Where the long task ran first."""
+        return Path(f"{self.begun}-x").read_text().split()[0]
 
     def log(self) -> JobLog:
         files, area, _ = open_spool(self.directory / "spool")
@@ -74,15 +88,6 @@ class Site:
         """All that were submitted, in their order."""
         return [job for job in self.log().jobs.values() if job.id]
 
-    def running(self) -> int:
-        """The id of the job that runs, when there is one."""
-        states = self.cluster.jobs
-
-        def found() -> list[int]:
-            return [job.id for job in states().values() if job.state == "RUNNING"]
-
-        return self.cluster.wait_for(found, LIMIT)[0]
-
     def agents(self) -> list[dict[str, Any]]:
         """What the agents that are listed say of themselves."""
         files, area, _ = open_spool(self.directory / "spool")
@@ -92,14 +97,6 @@ class Site:
     def kill(self, how: str, agent: dict[str, Any]) -> None:
         """Send a signal to an agent."""
         self.cluster.on(agent["host"], ["kill", f"-{how}", agent["pid"]])
-
-    def reasons(self) -> list[str]:
-        """Why rows were given back or taken from their agents."""
-        files, area, _ = open_spool(self.directory / "spool")
-        logs = [f"{files.root}/{area.log(stem)}" for stem in files.names(area.claims)]
-        paths = [f"{log}/{name}" for log in logs for name in sorted(os.listdir(log))]
-        found = [parse(os.readlink(path)) for path in paths if os.path.islink(path)]
-        return [one.about for one in found if one and one.kind in (Kind.RELEASE, Kind.RECOVER)]
 
 
 @pytest.fixture
@@ -146,25 +143,28 @@ def kill_the_agent(begun: str) -> None:
 class TestCancelled:
     def test_a_running_job(self, site: Site) -> None:
         future = site.long_task(site.executor())
-        site.cluster.run(["scancel", site.running()])
+        site.cluster.run(["scancel", site.jobs()[-1].id])
         assert future.result(LIMIT) in site.cluster.nodes
         assert site.runs() == 2
         assert len(site.jobs()) == 2
 
     def test_a_pending_job(self, site: Site) -> None:
-        site.executor(slurm_cmd_args=["--begin=now+1hour"]).submit(where)
-        job = site.cluster.wait_for(site.cluster.jobs, LIMIT)
+        update = ["scontrol", "update", "node=n1,n2,n3"]
+        site.cluster.run([*update, "state=drain", "reason=test"])
         future = site.executor().submit(where)
-        site.cluster.run(["scancel", *job])
+        site.cluster.wait_for(site.jobs, LIMIT)
+        site.cluster.run(["scancel", site.jobs()[0].id])
+        site.cluster.wait_for(lambda: len(site.jobs()) == 2, LIMIT)
+        site.cluster.run([*update, "state=resume"])
         assert future.result(LIMIT) in site.cluster.nodes
 
     def test_an_orphan(self, site: Site) -> None:
-        """The agent hears nothing of the end of its job, and wakes up when all is over."""
-        template = TEMPLATE.replace("{{command}}", "({{command}})\ntrue")
+        """A script that does not wait for its agent: nobody tells that of the job's end."""
+        template = TEMPLATE.replace("{{command}}", "(setsid bash -c '{{command}}' &)\nsleep 600")
         future = site.long_task(site.executor(submission_template=template))
         (agent,) = site.agents()
         site.kill("STOP", agent)
-        site.cluster.run(["scancel", site.running()])
+        site.cluster.run(["scancel", site.jobs()[-1].id])
         assert future.result(LIMIT) in site.cluster.nodes
         assert site.runs() == 2
         lives = ["ps", "-o", "stat=", "-p", agent["pid"]]
@@ -176,10 +176,10 @@ class TestCancelled:
 
     def test_a_requeued_job_has_the_same_id(self, site: Site) -> None:
         future = site.long_task(site.executor())
-        job = site.running()
+        (job,) = [one.id for one in site.jobs()]
         site.cluster.run(["scontrol", "requeue", job])
         assert future.result(LIMIT) in site.cluster.nodes
-        assert [one.id for one in site.jobs()] == [str(job)]
+        assert [one.id for one in site.jobs()] == [job]
         assert site.runs() == 2
 
 
@@ -188,9 +188,10 @@ class TestTime:
         """Too long for any job: an error at last. Killed by SLURM unawares: tried again."""
         executor = site.executor(job_time=12)
         endless = executor.submit(long_always, f"{site.begun}-endless", resource_dict=ONCE)
-        killed = site.long_task(site.executor(job_time=600))
-        job = next(one.id for one in site.jobs() if one.seconds == 600)
-        site.kill("STOP", next(agent for agent in site.agents() if agent["job"] == job))
+        other = site.beside()
+        killed = other.long_task(other.executor(job_time=600))
+        job = other.jobs()[0].id
+        other.kill("STOP", other.agents()[0])
         end = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 2))
         site.cluster.run(["scontrol", "update", f"jobid={job}", f"EndTime={end}"])
         error = endless.exception(2 * LIMIT)
@@ -198,9 +199,8 @@ class TestTime:
         assert "cut off 3 times" in str(error)
         assert site.runs("endless") == 3
         assert killed.result(LIMIT) in site.cluster.nodes
-        assert site.runs() == 2
-        ended = next(one for one in site.jobs() if one.id == job)
-        assert (ended.state, ended.source) == ("TIMEOUT", "scontrol")
+        assert other.runs() == 2
+        assert (other.jobs()[0].state, other.jobs()[0].source) == ("TIMEOUT", "scontrol")
 
 
 class TestNodes:
@@ -208,26 +208,24 @@ class TestNodes:
         """One without power; one whose slurmd is dead: its job begins anew elsewhere, while
         the first instance lives on, with the same job id.
         """
-        final = site.executor(slurm_cmd_args=["--no-requeue", "--exclusive"])
-        off = site.long_task(final, "off")
-        again = site.executor(slurm_cmd_args=["--requeue", "--exclusive"])
-        cut = site.long_task(again, "cut")
-        node_off, node_cut = (site.node_of(name) for name in ("off", "cut"))
-        job_off, job_cut = (one.id for one in site.jobs())
-        site.cluster.kill_node(node_cut)
-        site.cluster.power_off(node_off)
-        (third,) = set(site.cluster.nodes) - {node_off, node_cut}
+        other = site.beside()
+        off = site.long_task(site.executor(slurm_cmd_args=["--no-requeue", "--exclusive"]))
+        cut = other.long_task(other.executor(slurm_cmd_args=["--requeue", "--exclusive"]))
+        site.cluster.kill_node(other.node())
+        site.cluster.power_off(site.node())
+        (third,) = set(site.cluster.nodes) - {site.node(), other.node()}
         assert off.result(2 * LIMIT) == cut.result(2 * LIMIT) == third
-        assert [site.runs("off"), site.runs("cut")] == [2, 2]
-        ended = {one.id: one for one in site.jobs()}
-        assert ended[job_off].state == "NODE_FAIL"
-        assert len(ended) == 3
+        assert [site.runs(), other.runs()] == [2, 2]
+        assert site.jobs()[0].state == "NODE_FAIL"
+        assert len(site.jobs()) == 2
+        assert len(other.jobs()) == 1
 
 
 class TestWaiting:
     def test_a_job_that_its_user_holds_waits(self, site: Site) -> None:
         future = site.executor(slurm_cmd_args=["--hold"]).submit(where)
-        (job,) = site.cluster.wait_for(site.cluster.jobs, LIMIT)
+        site.cluster.wait_for(site.jobs, LIMIT)
+        job = int(site.jobs()[0].id)
         time.sleep(3)  # some queries
         assert site.cluster.jobs()[job].reason == "JobHeldUser"
         site.cluster.run(["scontrol", "release", job])
@@ -237,28 +235,28 @@ class TestWaiting:
     def test_a_job_that_slurm_holds_is_replaced(self, site: Site) -> None:
         """As after a failed launch: nobody would release it."""
         future = site.long_task(site.executor())
-        job = site.running()
+        job = site.jobs()[-1].id
         site.cluster.run(["scontrol", "requeuehold", job])
         assert future.result(LIMIT) in site.cluster.nodes
         first, second = site.jobs()
         assert "held" in first.reason
-        assert second.id != str(job)
+        assert second.id != job
 
     def test_dependencies_of_jobs(self, site: Site) -> None:
-        """Whatever becomes of the job of its input, a job starts; and if it never can, another does."""
+        """A job starts whatever became of that of its input; one that never can is replaced."""
         executor = site.executor()
         first = site.long_task(executor)
         second = executor.submit(pair, first, 1)
         third = executor.submit(pair, first, 2)
         site.cluster.wait_for(lambda: len(site.jobs()) == 3, LIMIT)
         one, _, other = (job.id for job in site.jobs())
+        never = f"dependency=afterok:{one}"
+        site.cluster.run(["scontrol", "update", f"jobid={other}", never])
         site.cluster.run(["scancel", one])
-        site.cluster.wait_for(lambda: site.cluster.state(int(one)) == "CANCELLED", LIMIT)
-        site.cluster.run(
-            ["scontrol", "update", f"jobid={other}", f"dependency=afterok:{one}"], check=False
-        )
         assert second.result(LIMIT)[1] == 1
         assert third.result(LIMIT)[1] == 2
+        reasons = {job.id: job.reason for job in site.jobs()}
+        assert reasons[other] == "DependencyNeverSatisfied"
 
 
 def pair(node: str, number: int) -> tuple[str, int]:
@@ -268,32 +266,157 @@ def pair(node: str, number: int) -> tuple[str, int]:
 # -- jobs that die by themselves -----------------------------------------------------------
 
 
+def other_python() -> str | None:
+    """An interpreter of another minor version, with nothing installed into it."""
+    known = [shutil.which(f"python3.{minor}") for minor in range(10, 16)]
+    known += map(str, Path.home().glob(".pyenv/versions/3.1*/bin/python"))
+    say = ["-c", "import sys; print(sys.version_info[1])"]
+    for path in filter(None, known):
+        done = subprocess.run([path, *say], capture_output=True, text=True, check=False)
+        if done.stdout.strip() not in ("", str(sys.version_info[1])):
+            return path
+    return None
+
+
 class TestBadStarts:
     @pytest.mark.parametrize(
         ("options", "kind", "texts"),
         [
-            (
-                {"python": "/no/such/python"},
-                errors.EnvironmentMismatch,
-                ["exit code 127", "/no/such"],
-            ),
-            ({"setup": ["echo sorry", "exit 0"]}, errors.JobVanished, ["COMPLETED", "sorry"]),
-            (
-                {"setup": ["module load x", "exit 5"]},
-                errors.JobVanished,
-                ["FAILED", "exit code 5", "module"],
-            ),
+            ({"python": "/no/such/python"}, "EnvironmentMismatch", ["exit code 127", "/no/such"]),
+            ({"setup": ["echo sorry", "exit 0"]}, "JobVanished", ["COMPLETED", "sorry"]),
+            ({"setup": ["echo sorry", "exit 5"]}, "JobVanished", ["exit code 5", "sorry"]),
         ],
         ids=["python", "completed", "failed"],
     )
     def test_three_are_enough(
-        self, site: Site, options: dict[str, Any], kind: type, texts: list[str]
+        self, site: Site, options: dict[str, Any], kind: str, texts: list[str]
     ) -> None:
-        future = site.executor(**options).submit(where)
-        error = future.exception(LIMIT)
-        assert type(error) is kind
+        error = site.executor(**options).submit(where).exception(LIMIT)
+        assert type(error).__name__ == kind
         assert all(text in str(error) for text in [*texts, "3 queue jobs", "jobs resume"])
         assert len(site.jobs()) == 3
         assert site.log().paused
         site.log().resume()
         assert site.executor().submit(where).result(LIMIT) in site.cluster.nodes
+
+    def test_another_python(self, site: Site) -> None:
+        python = other_python()
+        if python is None:
+            pytest.skip("there is only one minor version of Python here")
+        error = site.executor(python=python).submit(where).exception(LIMIT)
+        assert isinstance(error, errors.EnvironmentMismatch)
+        assert python in str(error)
+
+
+# Lines of `sacct --parsable2 --format=State,ExitCode,Reason` of a job over its memory: the job,
+# its script, and the step that the kernel chose. The private SLURM has no accounting.
+SACCT = """#!/bin/sh
+echo 'OUT_OF_MEMORY|0:125|None'
+echo 'OUT_OF_MEMORY|0:125|'
+echo 'COMPLETED|0:0|'
+"""
+
+
+class TestAgents:
+    def test_a_task_that_kills_its_agent(self, site: Site) -> None:
+        """It has its attempts, each in a job of its own, and an error that tells of each."""
+        begun = f"{site.begun}-x"
+        future = site.executor().submit(kill_the_agent, begun, resource_dict={"retries": 1})
+        error = future.exception(LIMIT)
+        assert isinstance(error, errors.WorkerLost)
+        assert str(error).count("ended as FAILED") == 2
+        assert site.runs() == 2
+
+    def test_out_of_memory(
+        self, site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The end of the agent is real; that memory was the reason, a stand-in for sacct says."""
+        (tmp_path / "sacct").write_text(SACCT)
+        (tmp_path / "sacct").chmod(0o755)
+        future = site.long_task(site.executor())
+        monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        site.kill("KILL", site.agents()[0])
+        error = future.exception(LIMIT)
+        assert isinstance(error, errors.OutOfMemory)
+        assert "told by sacct" in str(error)
+
+    def test_a_job_that_slurm_has_forgotten(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nobody can tell how it ended: that costs no attempt."""
+        executor = site.executor()
+        future = site.long_task(executor)
+        site.cluster.wait_for(lambda: executor._loop._agents._queries, LIMIT)
+        monkeypatch.setattr(queue, "QUERY_EVERY", 1000.0)
+        (job,) = [int(one.id) for one in site.jobs()]
+        site.kill("KILL", site.agents()[0])
+        with short_memory(site.cluster):
+            site.cluster.wait_for(lambda: job not in site.cluster.jobs(), LIMIT)
+            assert not future.done()
+            monkeypatch.setattr(queue, "QUERY_EVERY", 1.0)
+            assert future.result(LIMIT) in site.cluster.nodes
+        assert site.jobs()[0].state == "VANISHED"
+
+
+@contextmanager
+def short_memory(cluster: Cluster) -> Iterator[None]:
+    """SLURM forgets jobs that ended some seconds ago."""
+    conf = cluster.directory / "slurm.conf"
+    text = conf.read_text()
+    try:
+        conf.write_text(text.replace("MinJobAge=600", "MinJobAge=2"))
+        cluster.run(["scontrol", "reconfigure"])
+        yield
+    finally:
+        conf.write_text(text)
+        cluster.run(["scontrol", "reconfigure"])
+
+
+# -- what nobody tells, without a scheduler ------------------------------------------------
+
+
+class TestDemand:
+    def test_an_input_that_has_ended_needs_no_job(self, tmp_path: Path) -> None:
+        """Its agent died before it could say that the other task waits no longer."""
+        client = ClusterExecutor(tmp_path / "spool", backend="none")
+        first = client.submit(where)
+        client._loop.flush(LIMIT)
+        second = client.submit(pair, first, 1)
+        client._loop.flush(LIMIT)
+        spool, agent, claim = claimed(tmp_path / "spool")
+        demand = Demand(spool, environment())
+        (work,) = demand.look((), inputs=True)
+        assert list(work.waiting.values()) == [[f"{claim.live.stem}.0"]]
+        agent.publish([agent.outcome(claim.live, 0, Status.DONE, Value(Encoding.PLAIN, b"1"))])
+        (work,) = demand.look((), inputs=True)
+        assert list(work.waiting.values()) == [[]]
+        assert not second.done()
+        client.shutdown(wait=False, cancel_futures=True)
+
+    def test_what_a_silent_agent_holds_is_open(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        client = ClusterExecutor(tmp_path / "spool", backend="none")
+        client.submit(where)
+        client._loop.flush(LIMIT)
+        spool, _, _ = claimed(tmp_path / "spool")
+        demand = Demand(spool, environment())
+        seconds = itertools.count(0.0, 2.0)
+        monkeypatch.setattr(spool.files, "monotonic", lambda: next(seconds))
+        (work,) = demand.look((), inputs=False)
+        assert (work.held, work.ready) == (1, [])
+        for _ in range(20):
+            (work,) = demand.look((), inputs=False)
+        assert (work.held, len(work.ready)) == (0, 1)
+        client.shutdown(wait=False, cancel_futures=True)
+
+
+def claimed(path: Path) -> tuple[Spool, AgentSession, Claim]:
+    """An agent that has claimed a row, and does nothing more."""
+    spool = open_spool(path)
+    agent = AgentSession(spool, environment(), {}, presence.describe())
+    agent.join()
+    agent.live.poll()
+    claim = agent.claim(lambda *_: 1)
+    assert claim is not None
+    return spool, agent, claim
