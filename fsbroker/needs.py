@@ -292,6 +292,11 @@ class Capacity(NamedTuple):
     nodes: int = 1
     has_queue: bool = False
 
+    @property
+    def nodes_from(self) -> str:
+        """What the number of nodes comes from, as an error names it."""
+        return "what an agent in a queue job uses" if self.has_queue else "this machine"
+
     def require(self, wanted: Resources) -> None:
         """Refuse what can never be granted.
 
@@ -314,7 +319,7 @@ class Capacity(NamedTuple):
             cure = 'Leave them out, or use backend="slurm" or "flux"'
             raise ResourceError("Local agents are in no queue", f"resource {keys}", cure)
         if shape.nodes > self.nodes:
-            asked = f"num_nodes={shape.nodes}; the limit is this machine"
+            asked = f"num_nodes={shape.nodes}; the limit is {self.nodes_from}"
             raise _too_much("nodes", shape.nodes, self.nodes, asked)
 
 

@@ -208,7 +208,8 @@ class Agent:
         self._crew.close()
         self.session.leave(self._over)
         if self._over not in (_TOLD, _GONE):
-            self._jobs.over(self._over)
+            # A job whose agent cannot run its one task would be submitted again for ever.
+            self._jobs.over(self._over, failure=self.session.only_is_ready())
             self._jobs.succeed(self.session.open_rows(), self._walltime.until_end())
 
     def _turn(self) -> None:

@@ -49,9 +49,9 @@ class QueueJobs:
         """The agent cannot do the work that its job was submitted for."""
         self._end("MISMATCH", what, failure=True)
 
-    def over(self, why: str) -> None:
-        """The agent has left."""
-        self._end("COMPLETED", why, failure=False)
+    def over(self, why: str, *, failure: bool) -> None:
+        """The agent has left; a failure if it did nothing of what its job was for."""
+        self._end("COMPLETED", why, failure=failure)
 
     def _end(self, word: str, reason: str, *, failure: bool) -> None:
         if self._number is None:

@@ -631,6 +631,12 @@ class AgentSession:
         listed = {one.agent for one in presence.listing(self._files, self._area)}
         return owner is not None and owner != self.agent and owner in listed
 
+    def only_is_ready(self) -> bool:
+        """The one row that this agent is for could run, and does not: it does not fit here."""
+        if self._only is None or (live := self.live.get(self._only[0])) is None:
+            return False
+        return bool(live.log.fold.state[self._only[1]] == State.READY)
+
     def open_rows(self) -> set[str]:
         """Work that nobody has taken, as "<task file>.<row>"."""
         found: set[str] = set()

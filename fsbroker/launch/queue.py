@@ -86,7 +86,9 @@ class QueueLauncher:
         self._config = config
         self._demand = Demand(spool, environment())
         self.log = JobLog(spool.files, spool.area)
-        self.capacity = Capacity(1 << 20, "the scheduler", 1 << 20, 0, 1 << 16, has_queue=True)
+        # An agent in a Flux job has one node (`agent.allocation`).
+        nodes = 1 if scheduler.name == "flux" else 1 << 16
+        self.capacity = Capacity(1 << 20, "the scheduler", 1 << 20, 0, nodes, has_queue=True)
         self._settings = ""
         self._started: set[str] = set()
         self._idle: set[int] = set()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -193,6 +194,7 @@ def _variables(template: str) -> set[str]:
     from jinja2 import Environment, meta
 
     environment = Environment()  # noqa: S701 - shell text, no page of the web
+    environment.filters["quote"] = shlex.quote
     return meta.find_undeclared_variables(environment.parse(template))
 
 
