@@ -209,7 +209,7 @@ class Agent:
         self.session.leave(self._over)
         if self._over not in (_TOLD, _GONE):
             self._jobs.over(self._over)
-            self._jobs.succeed(self.session.open_rows(), self._walltime.until_end())
+            self._jobs.succeed(self.session.ready_rows(), self._walltime.until_end())
 
     def _turn(self) -> None:
         events = self._selector.select(self._patience())

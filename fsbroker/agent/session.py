@@ -22,7 +22,6 @@ from fsbroker.spool.layout import Presence, parse_cancel
 from fsbroker.spool.live import LiveFile, LiveFiles, bury, delete_log
 from fsbroker.spool.log import (
     CLAIMABLE,
-    OPEN,
     Kind,
     Range,
     Retired,
@@ -629,13 +628,14 @@ class AgentSession:
         listed = {one.agent for one in presence.listing(self._files, self._area)}
         return owner is not None and owner != self.agent and owner in listed
 
-    def open_rows(self) -> set[str]:
+    def ready_rows(self) -> set[str]:
         """Work that nobody has taken, as "<task file>.<row>"."""
         found: set[str] = set()
+        self.live.poll(afresh=True)
         for live in self.live:
             with suppress(Retired, OSError, SpoolError):
                 live.log.refresh()
-                rows = live.log.fold.rows_in(*OPEN)
+                rows = live.log.fold.rows_in(State.READY)
                 found.update(f"{live.stem}.{row}" for row in rows)
         return found
 
