@@ -143,7 +143,7 @@ class QueueLauncher:
         """
         self.log.refresh()
         open_ids = {job.id for job in self.log.open()}
-        ended = {job.id for job in self.log.jobs.values()} - open_ids
+        ended = {job.id for job in self.log.jobs.values() if job.id} - open_ids
         work = self._demand.look(ended, inputs=not self._config.block_allocation)
         self._started.update(self._demand.jobs())
         if self.log.open() and time.monotonic() - self._last_query >= QUERY_EVERY:
