@@ -210,7 +210,7 @@ class Agent:
         if self._over not in (_TOLD, _GONE):
             # A job whose agent cannot run its one task would be submitted again for ever.
             self._jobs.over(self._over, failure=self.session.only_is_ready())
-            self._jobs.succeed(self.session.open_rows(), self._walltime.until_end())
+            self._jobs.succeed(self.session.ready_rows(), self._walltime.until_end())
 
     def _turn(self) -> None:
         events = self._selector.select(self._patience())

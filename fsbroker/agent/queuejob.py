@@ -66,7 +66,7 @@ class QueueJobs:
         """Have submitted what the work that is left needs, if no other job will see to it.
 
         Args:
-            rows: that have not ended, and that nobody has taken.
+            rows: that nobody has taken.
             patience: seconds that are left for it.
         """
         job = self._log.jobs.get(-1 if self._number is None else self._number)

@@ -22,7 +22,6 @@ from fsbroker.spool.layout import Presence, parse_cancel
 from fsbroker.spool.live import LiveFile, LiveFiles, bury, delete_log
 from fsbroker.spool.log import (
     CLAIMABLE,
-    OPEN,
     Kind,
     Range,
     Retired,
@@ -637,13 +636,14 @@ class AgentSession:
             return False
         return bool(live.log.fold.state[self._only[1]] == State.READY)
 
-    def open_rows(self) -> set[str]:
+    def ready_rows(self) -> set[str]:
         """Work that nobody has taken, as "<task file>.<row>"."""
         found: set[str] = set()
+        self.live.poll(afresh=True)
         for live in self.live:
             with suppress(Retired, OSError, SpoolError):
                 live.log.refresh()
-                rows = live.log.fold.rows_in(*OPEN)
+                rows = live.log.fold.rows_in(State.READY)
                 found.update(f"{live.stem}.{row}" for row in rows)
         return found
 

@@ -144,6 +144,9 @@ class QueueLauncher:
                 pass  # `_hopeless` has it
             except FsbrokerError as error:
                 self._wrong = error
+            except Exception as error:
+                # Nobody would see to jobs any more, and futures would wait for ever.
+                self._wrong = SchedulerError(f"Submitting failed ({error!r})", "fsbroker.launch")
             self._wake.clear()
             self._wake.wait(LOOK_EVERY)
             with self._lock:
@@ -271,7 +274,7 @@ class QueueLauncher:
 
     def _look(self, *, inputs: bool) -> list[Work]:
         open_ids = {job.id for job in self.log.open()}
-        ended = {job.id for job in self.log.jobs.values()} - open_ids
+        ended = {job.id for job in self.log.jobs.values() if job.id} - open_ids
         return self._demand.look(ended, inputs=inputs)
 
     def _missing(

@@ -336,7 +336,7 @@ class TestAgents:
         future = site.long_task(site.executor())
         monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
         site.kill("KILL", site.agents()[0])
-        error = future.exception(LIMIT)
+        error = future.exception(presence.LEASE / 2)  # sooner than by its silence
         assert isinstance(error, errors.OutOfMemory)
         assert "told by sacct" in str(error)
 
