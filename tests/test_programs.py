@@ -48,11 +48,13 @@ ROOT = Path(__file__).parents[1]
 def exe(tmp_path_factory) -> Iterator[ClusterExecutor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+        visible_gpus.cache_clear()
         directory = tmp_path_factory.mktemp("programs")
         with ClusterExecutor(
             directory, max_workers=2, resource_dict={"cache": "off"}, idle_timeout=3
         ) as executor:
             yield executor
+    visible_gpus.cache_clear()
 
 
 # -- a compiled MPI program --------------------------------------------------------------
@@ -579,7 +581,6 @@ def in_flux(directory: str, program: str) -> None:
 
 
 @pytest.mark.flux
-@pytest.mark.mpich
 def test_a_task_of_one_rank_in_flux(compiled: Any, tmp_path: Path) -> None:
     call = f"from tests.test_programs import in_flux; in_flux({str(tmp_path)!r}, "
     done = subprocess.run(

@@ -343,7 +343,7 @@ class TestSlurm:
         (tmp_path / "queue.yaml").write_text(SITE)
         (tmp_path / "slurm.sh").write_text(SITES_TEMPLATE)
         site = Slurm(str(tmp_path))
-        assert site.pysqa.site_keys() == {"colour"}
+        assert site.site_keys() == {"colour"}
         job = site.submit(replace(asked, ranks=2, queue={"partition": "here", "colour": "red"}))
         wait_for(lambda: "red\nhere" in output(asked))
         assert job in site.active()

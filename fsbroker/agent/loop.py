@@ -74,6 +74,8 @@ _GONE = "the agent's queue job is gone"
 """Ends that others have brought about. The scheduler knows whether the job comes again, under
 the same id; and who cancels all of his jobs does not want others in their place."""
 
+IDLE = "the agent was idle"
+
 _NOTHING = Value(Encoding.PLAIN, b"null")
 
 
@@ -209,7 +211,8 @@ class Agent:
         self.session.leave(self._over)
         if self._over not in (_TOLD, _GONE):
             # A job whose agent cannot run its one task would be submitted again for ever.
-            self._jobs.over(self._over, failure=self.session.only_is_ready())
+            failure = self._over == IDLE and self.session.only_is_ready()
+            self._jobs.over(self._over, failure=failure)
             self._jobs.succeed(self.session.ready_rows(), self._walltime.until_end())
 
     def _turn(self) -> None:
@@ -623,7 +626,7 @@ class Agent:
             return
         self._look_after_every = min(LOOK_AFTER_AT_LEAST, 1.5 * self._look_after_every)
         if now - self._last_work > self._plan.idle_timeout and not self.session.others_hold_rows():
-            self._over = "the agent was idle"
+            self._over = IDLE
 
     def _watch_the_clock(self) -> None:
         """Near the end of the job: give back what has not started, and at last everything."""
