@@ -232,7 +232,7 @@ def _site_keys(config: Config) -> frozenset[str]:
     """Keys of resources that the job template of the site adds."""
     if config.backend in ("none", "local"):
         return frozenset()
-    from fsbroker.launch.queue import scheduler_of
+    from fsbroker.launch.settings import scheduler_of
 
     return scheduler_of(config).site_keys()
 
@@ -242,11 +242,14 @@ def _backend(spool: Spool, config: Config) -> _Backend:
         return _Backend()
     if config.backend == "local":
         from fsbroker.launch.local import LocalLauncher
+        from fsbroker.launch.settings import mpi_options
 
         cores = config.max_workers or len(os.sched_getaffinity(0))
-        local = LocalLauncher(spool, cores, config.agents, config.idle_timeout)
+        options = mpi_options(config, "mpiexec")
+        local = LocalLauncher(spool, cores, config.agents, config.idle_timeout, options)
         return _Backend(local, local.capacity)
-    from fsbroker.launch.queue import QueueLauncher, scheduler_of
+    from fsbroker.launch.queue import QueueLauncher
+    from fsbroker.launch.settings import scheduler_of
 
     queue = QueueLauncher(spool, scheduler_of(config), config)
     return _Backend(queue, queue.capacity, queue.script)

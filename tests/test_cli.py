@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from fsbroker.spool.layout import is_grave
 from fsbroker.spool.presence import process_start
 from fsbroker.spool.spool import open_spool
 from tests.testbed.byhand import ByHand, Job, key_of
+from tests.testbed.shell import Shell
 
 IDLE = 0.5
 """Seconds after which the agents of these tests end."""
@@ -50,30 +50,6 @@ def needs_file(path):
 def lasting(started, seconds):
     with open(started, "w"):
         time.sleep(seconds)
-
-
-class Shell:
-    """Calls commands on one spool."""
-
-    def __init__(self, spool, capsys) -> None:
-        self.spool = str(spool)
-        self._capsys = capsys
-        self.err = ""
-
-    def run(self, *words: str) -> tuple[int, str]:
-        """Exit code and stdout; stderr is in ``err``."""
-        self._capsys.readouterr()
-        try:
-            code = cli.main([words[0], "--spool", self.spool, *words[1:]])
-        except SystemExit as exit_:
-            code = exit_.code
-        out, self.err = self._capsys.readouterr()
-        assert "Traceback" not in self.err
-        return code, out
-
-    def json(self, *words: str):
-        code, out = self.run(*words, "--json")
-        return code, json.loads(out)
 
 
 @pytest.fixture

@@ -14,36 +14,14 @@ import pytest
 
 from fsbroker import ClusterExecutor, cli
 from fsbroker.config import load
-from fsbroker.launch.queue import settings_of
-from fsbroker.spool.jobs import JobLog, QueueJob
+from fsbroker.launch.settings import settings_of
+from fsbroker.spool.jobs import Cause, JobLog, QueueJob
 from tests.testbed.byhand import ByHand, key_of
+from tests.testbed.shell import Shell
 from tests.testbed.slurm import Cluster
 
 LIMIT = 60.0
 COMMAND = (sys.executable, "-c", "import sys; from fsbroker.cli import main; sys.exit(main())")
-
-
-class Shell:
-    """Calls commands on one spool."""
-
-    def __init__(self, spool, capsys) -> None:
-        self.spool = str(spool)
-        self._capsys = capsys
-        self.err = ""
-
-    def run(self, *words: str) -> tuple[int, str]:
-        """Exit code and stdout; stderr is in ``err``."""
-        self._capsys.readouterr()
-        try:
-            code = cli.main([words[0], "--spool", self.spool, *words[1:]])
-        except SystemExit as exit_:
-            code = exit_.code
-        out, self.err = self._capsys.readouterr()
-        return code, out
-
-    def json(self, *words: str):
-        code, out = self.run(words[0], "--json", *words[1:])
-        return code, json.loads(out)
 
 
 @pytest.fixture
@@ -89,8 +67,8 @@ def test_jobs_are_listed_with_what_the_log_says(shell, hand, log):
     stem = hand.submit("first", "second")
     failed = add(log, "18", row=f"{stem}.1")
     gone = add(log, "19", row="gone.0")
-    log.ended(gone, "COMPLETED", "its task has ended", "the agent", failure=False)
-    log.ended(failed, "FAILED", "exit code 1:0", "sacct", failure=True)
+    log.ended(gone, "COMPLETED", "its task has ended", "the agent", Cause.DONE, failure=False)
+    log.ended(failed, "FAILED", "exit code 1:0", "sacct", Cause.FAILED, failure=True)
     code, told = shell.json("jobs")
     assert code == cli.OK
     states = [(job["id"], job["state"], job["asked"]) for job in told["jobs"]]
@@ -121,7 +99,7 @@ def test_jobs_are_listed_with_what_the_log_says(shell, hand, log):
 
 def test_a_pause_is_told_and_ended(shell, log):
     failed = add(log, "18")
-    log.ended(failed, "FAILED", "no such file", "sacct", failure=True)
+    log.ended(failed, "FAILED", "no such file", "sacct", Cause.FAILED, failure=True)
     log.pause("three jobs failed")
     log.cannot_submit("sbatch: not found")
     text = shell.run("jobs")[1]
@@ -137,7 +115,7 @@ def test_a_pause_is_told_and_ended(shell, log):
 def test_jobs_that_cannot_be_cancelled(shell, log):
     unsettled = add(log)
     over = add(log, "18")
-    log.ended(over, "COMPLETED", "idle", "the agent", failure=False)
+    log.ended(over, "COMPLETED", "idle", "the agent", Cause.DONE, failure=False)
     assert shell.run("jobs", "cancel", "77")[0] == cli.NOT_FOUND
     assert "77" in shell.err
     code, told = shell.json("jobs", "cancel", str(unsettled.number), str(over.number))

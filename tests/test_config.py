@@ -157,15 +157,15 @@ def test_a_removed_working_directory_has_no_project(places):
 
 
 def test_paths_in_files_start_at_the_file(places, monkeypatch):
-    monkeypatch.setenv("WORK", "/work")
+    monkeypatch.setenv("DATA", "/data")
     places.project.write_text(
-        "spool: data/../spool\nspool_on_nodes: $WORK/s\npython: ./venv/python"
+        "spool: data/../spool\nspool_on_nodes: $DATA/s\npython: ./venv/python"
     )
     places.user.write_text("pysqa_config_directory: ~/queues")
     found = load()
     assert found.spool == str(places.project.parent / "spool")
     assert (found.spool_on_nodes, found.python) == (
-        "/work/s",
+        "/data/s",
         str(places.project.parent / "venv/python"),
     )
     assert found.pysqa_config_directory == os.path.expanduser("~/queues")

@@ -12,7 +12,7 @@ import pytest
 from fsbroker import ClusterExecutor
 from fsbroker.errors import ResourceError
 from fsbroker.launch.plan import START
-from fsbroker.launch.queue import config_of, settings_of
+from fsbroker.launch.settings import config_of, settings_of
 
 
 @pytest.fixture

@@ -9,16 +9,20 @@ from dataclasses import replace
 
 import pytest
 
+from fsbroker.agent.failures import CUT_OFFS, given_up
+from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.config import Config
 from fsbroker.errors import ConfigError, ResourceError, SpoolError
-from fsbroker.launch import demand, plan, queue
+from fsbroker.launch import demand, plan
 from fsbroker.launch.demand import Work
+from fsbroker.launch.flux import Flux
 from fsbroker.launch.plan import Wanted, wanted
 from fsbroker.launch.queue import QueueLauncher
+from fsbroker.launch.settings import config_of, mpi_options, settings_of
 from fsbroker.launch.slurm import Slurm
 from fsbroker.needs import Resources, Shape, merged, queue_digest
 from fsbroker.spool import spool as spools
-from fsbroker.spool.jobs import LONGEST, JobLog, QueueJob
+from fsbroker.spool.jobs import LONGEST, Cause, JobLog, QueueJob
 from tests.faults import parts
 
 EACH = Config(backend="slurm")
@@ -160,8 +164,10 @@ def test_a_life_in_the_log(spool):
     writer.submitted(first, "17")
     reader = log_of(spool)
     assert reader.open() == [replace(first, id="17")]
-    reader.ended(reader.jobs[0], "FAILED", "exit code 1:0", "sacct", failure=True)
-    writer.ended(first, "COMPLETED", "late", "the agent", failure=False)  # once is enough
+    reader.ended(reader.jobs[0], "FAILED", "exit code 1:0", "sacct", Cause.FAILED, failure=True)
+    writer.ended(
+        first, "COMPLETED", "late", "the agent", Cause.DONE, failure=False
+    )  # once is enough
     assert writer.open() == []
     assert writer.jobs == log_of(spool).jobs
     assert writer.jobs[0].state == "FAILED"
@@ -259,7 +265,7 @@ def test_a_hole_in_a_listing(spool, monkeypatch, hidden):
 def test_a_reason_that_is_too_long(spool, reason):
     log = log_of(spool)
     job = log.intend(intent())
-    log.ended(job, "FAILED", reason, "sacct", failure=True)
+    log.ended(job, "FAILED", reason, "sacct", Cause.FAILED, failure=True)
     log.pause(reason)
     found = log_of(spool)
     assert found.paused == log.paused
@@ -304,7 +310,7 @@ def test_failures_in_a_row(spool):
         job = log.intend(intent())
         if submitted:
             log.submitted(job, f"{job.number}")
-        log.ended(job, "OVER", "", "", failure=failure)
+        log.ended(job, "OVER", "", "", Cause.UNKNOWN, failure=failure)
         return log.failures
 
     assert [end(failure=True), end(failure=True)] == [1, 2]
@@ -330,9 +336,9 @@ def test_settings_for_who_submits_next(spool):
         job_time=600.0,
         python="/opt/python",
     )
-    digest = log.keep_settings(queue.settings_of(config))
-    assert digest == log.keep_settings(queue.settings_of(config))
-    assert queue.config_of(log.settings(digest)) == config
+    digest = log.keep_settings(settings_of(config))
+    assert digest == log.keep_settings(settings_of(config))
+    assert config_of(log.settings(digest)) == config
     path = f"{spool.files.root}/{spool.area.job_settings(digest)}"
     os.chmod(path, 0o600)
     with open(path, "a") as file:
@@ -511,3 +517,60 @@ def test_a_spool_that_scripts_cannot_name(tmp_path, name):
     odd = spools.create(tmp_path / name, durable=False)
     with pytest.raises(ResourceError, match="cannot name this directory"):
         script(odd)
+
+
+# -- what schedulers differ in ------------------------------------------------------------
+
+
+def test_a_flux_job_has_an_agent_of_one_node(spool):
+    capacity = QueueLauncher(spool, Flux(), EACH).capacity
+    capacity.require(merged(Resources(), {"cores": 4}))
+    with pytest.raises(ResourceError, match="an agent in a queue job"):
+        capacity.require(merged(Resources(), {"cores": 4, "num_nodes": 2}))
+    several = QueueLauncher(spool, Slurm(), EACH).capacity
+    several.require(merged(Resources(), {"cores": 4, "num_nodes": 2}))
+
+
+def test_agents_are_told_what_the_settings_say_of_mpi():
+    assert mpi_options(EACH, "srun") == []
+    config = replace(EACH, pmi_mode="pmix", openmpi_oversubscribe=True, mpi={"srun": ("x", "-n")})
+    told = ["--pmi=pmix", '--launcher=["x", "-n"]', "--oversubscribe"]
+    assert mpi_options(config, "srun") == told
+    assert mpi_options(config, "flux") == told, "the only one there is"
+    config = replace(config, mpi={"srun": ("x",), "mpiexec": ("y",)})
+    assert mpi_options(config, "mpiexec")[1] == '--launcher=["y"]'
+    assert mpi_options(config, "flux") == ["--pmi=pmix", "--oversubscribe"]
+
+
+def test_a_site_that_says_that_jobs_cannot_submit(spool, monkeypatch):
+    monkeypatch.setattr(Slurm, "submit", lambda *_: "7")
+    config = replace(EACH, submit_from_jobs=False)
+    launcher = QueueLauncher(spool, Slurm(), config)
+    work = [Work(Shape(), {}, {"s.0": 0.0}, ["s.0"])]
+    monkeypatch.setattr(demand.Demand, "look", lambda *_, **__: work)
+    assert launcher.step() == 1
+    assert "submit_from_jobs" in log_of(spool).no_submit
+
+
+@pytest.mark.parametrize(
+    ("cause", "charged", "kind"),
+    [
+        (Cause.MEMORY, "dead", "OutOfMemory"),
+        (Cause.FAILED, "dead", "WorkerLost"),
+        (Cause.TIME, "silent", "WalltimeExceeded"),
+        (Cause.NODE, "silent", "NodeFailed"),
+        (Cause.CANCELLED, "silent", "WorkerLost"),
+        (Cause.UNKNOWN, "silent", "WorkerLost"),
+    ],
+)
+def test_what_the_end_of_a_job_means_for_its_task(spool, cause, charged, kind):
+    log = log_of(spool)
+    job = log.intend(intent())
+    log.submitted(job, "7")
+    log.ended(job, "X", "reason", "sacct", cause, failure=False)
+    evidence, said = QueueJobs(spool, None).evidence({"7"})["7"]
+    assert evidence == charged
+    assert given_up(1, 2, [said]) is None
+    assert given_up(3, 2, [said])["type"] == kind
+    cut_off = given_up(0, 2, [said] * CUT_OFFS)
+    assert (cut_off is not None) == (cause == Cause.TIME)

@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--expect", default="", help="the environment that it was submitted for")
     parser.add_argument("--queue", default="", help="digest of what its job has of the site")
     parser.add_argument("--row", help="the one task to run: its file and row, with a point between")
+    parser.add_argument("--oversubscribe", action="store_true", help="more ranks than cores")
     parser.add_argument("--watch", choices=("auto", "watchdog", "polling"), default="auto")
     options = parser.parse_args(arguments)
     if not options.spool:
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         idle_timeout=options.idle_timeout,
         launcher=options.launcher or TABLE[allocation.launcher],
         pmi=options.pmi,
+        oversubscribe=options.oversubscribe,
         watch=options.watch,
         lease=options.lease,
         job=options.job,

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fsbroker import pickling
 from fsbroker.errors import CodeChanged, TaskError
+from fsbroker.spool.jobs import Cause
 from fsbroker.task import Encoding, Payload
 
 TIME_IS_OVER = "the time of the agent's queue job was over"
@@ -16,12 +17,12 @@ CUT_OFFS = 3
 """Queue jobs whose end cut a task off, after which it is not tried again."""
 
 _KINDS = {
-    "OUT_OF_MEMORY": "OutOfMemory",
-    "NODE_FAIL": "NodeFailed",
-    "TIMEOUT": "WalltimeExceeded",
+    str(Cause.MEMORY): "OutOfMemory",
+    str(Cause.NODE): "NodeFailed",
+    str(Cause.TIME): "WalltimeExceeded",
     TIME_IS_OVER: "WalltimeExceeded",
 }
-"""Errors by what the history of a row says last: an agent's word, or a scheduler's."""
+"""Errors by what the history of a row says last: of its agent's queue job, or by the agent."""
 
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -41,7 +42,7 @@ def given_up(attempts: int, retries: int, history: Sequence[str]) -> dict[str, s
     Being cut off by the end of a queue job costs no attempt; but what was cut off again and
     again does not fit into any.
     """
-    cut_off = sum(TIME_IS_OVER in reason or "TIMEOUT" in reason for reason in history)
+    cut_off = sum(TIME_IS_OVER in reason or str(Cause.TIME) in reason for reason in history)
     if attempts <= retries and cut_off < CUT_OFFS:
         return None
     last = history[-1] if history else ""

@@ -89,6 +89,7 @@ class Plan:
         margin: seconds before the end of its job from which on it claims nothing.
         idle_timeout: seconds without work after which it ends.
         launcher: template that MPI ranks are started by. pmi: srun's ``--mpi``; "": found.
+        oversubscribe: programs of tasks may start more ranks than they have cores.
         watch: how to see news: "auto", "watchdog" or "polling".
         lease: seconds of silence after which another agent is taken for dead.
         job: number of its queue job in the spool's log of them.
@@ -102,6 +103,7 @@ class Plan:
     idle_timeout: float = 120.0
     launcher: tuple[str, ...] = TABLE["mpiexec"]
     pmi: str = ""
+    oversubscribe: bool = False
     watch: str = "auto"
     lease: float = 30.0
     job: int | None = None
@@ -165,6 +167,7 @@ class Agent:
             shared=f"{files.root}/{area.tmp}",
             launcher=self._plan.launcher,
             pmi=self._plan.pmi,
+            oversubscribe=self._plan.oversubscribe,
         )
 
     # -- life ----------------------------------------------------------------------------

@@ -12,15 +12,14 @@ import sys
 from contextlib import suppress
 
 from fsbroker.errors import SpoolError
-from fsbroker.spool.jobs import JobLog, QueueJob
+from fsbroker.spool.jobs import Cause, JobLog, QueueJob
 from fsbroker.spool.spool import Spool
 
 SUBMITTING = 45.0
 """Seconds for a successor to be submitted: the agent's job burns meanwhile."""
 
-CHARGED = ("OUT_OF_MEMORY", "FAILED", "BOOT_FAIL", "DEADLINE")
-"""Ends of jobs that a task may be to blame for. The others (time limit, cancelled,
-preempted, a node that failed) cost no attempt."""
+CHARGED = (Cause.MEMORY, Cause.FAILED)
+"""Ends of jobs that a task may be to blame for: the others cost no attempt."""
 
 
 class QueueJobs:
@@ -47,20 +46,20 @@ class QueueJobs:
 
     def mismatch(self, what: str) -> None:
         """The agent cannot do the work that its job was submitted for."""
-        self._end("MISMATCH", what, failure=True)
+        self._end("MISMATCH", what, Cause.FAILED, failure=True)
 
     def over(self, why: str, *, failure: bool) -> None:
         """The agent has left; a failure if it did nothing of what its job was for."""
-        self._end("COMPLETED", why, failure=failure)
+        self._end("COMPLETED", why, Cause.DONE, failure=failure)
 
-    def _end(self, word: str, reason: str, *, failure: bool) -> None:
+    def _end(self, word: str, reason: str, cause: Cause, *, failure: bool) -> None:
         if self._number is None:
             return
         with suppress(OSError, SpoolError):
             self._log.refresh()
             job = self._log.jobs.get(self._number)
             if job is not None:
-                self._log.ended(job, word, reason, "the agent", failure=failure)
+                self._log.ended(job, word, reason, "the agent", cause, failure=failure)
 
     def succeed(self, rows: set[str], patience: float) -> None:
         """Have submitted what the work that is left needs, if no other job will see to it.
@@ -73,7 +72,8 @@ class QueueJobs:
         if job is None or self._log.paused or self._log.no_submit or patience <= 0:
             return
         there = {other.row for other in self._log.open()}
-        refused = {other.row for other in self._log.jobs.values() if other.state == "REFUSED"}
+        jobs = self._log.jobs.values()
+        refused = {other.row for other in jobs if other.cause == Cause.REFUSED}
         if "" in there or rows <= there | refused:
             return
         root = self._spool.files.root
@@ -90,5 +90,5 @@ class QueueJobs:
 def _evidence(job: QueueJob) -> tuple[str, str] | None:
     if not job.is_over:
         return None
-    said = f"its job {job.id} ended as {job.state} ({job.reason}; told by {job.source})"
-    return "dead" if job.state in CHARGED else "silent", said
+    said = f"its job {job.id} {job.cause} ({job.state}, {job.reason}; told by {job.source})"
+    return "dead" if job.cause in CHARGED else "silent", said

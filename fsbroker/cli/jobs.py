@@ -17,9 +17,9 @@ from fsbroker import cli
 from fsbroker.cli import agents, choice
 from fsbroker.cli.output import age, parse_limit, plain, print_json, print_table
 from fsbroker.client.history import History
-from fsbroker.launch.queue import config_of, scheduler_of
 from fsbroker.launch.scheduler import Scheduler, Status
-from fsbroker.spool.jobs import JobLog, QueueJob
+from fsbroker.launch.settings import config_of, scheduler_of
+from fsbroker.spool.jobs import Cause, JobLog, QueueJob
 from fsbroker.spool.spool import Spool, open_spool
 
 LIMIT = 50
@@ -189,6 +189,8 @@ def _end(log: JobLog, job: QueueJob, running: set[str]) -> dict[str, Any]:
     _scheduler(log, job).cancel([job.id])
     if f"{job.scheduler}:{job.id}" in running:
         return {**told, "done": True, "text": "its agent was told to end"}
-    # One that has an agent writes its own end, when it has given back what it ran.
-    log.ended(job, "CANCELLED", "by `fsbroker jobs cancel`", "fsbroker", failure=False)
+    # The end of one that has an agent is for the scheduler to tell: the agent is giving back
+    # what it ran, and would be sealed in the middle of that.
+    why = "by `fsbroker jobs cancel`"
+    log.ended(job, "CANCELLED", why, "fsbroker", Cause.CANCELLED, failure=False)
     return {**told, "done": True, "text": "cancelled before it began"}

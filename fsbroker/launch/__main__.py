@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         launcher.step()
     except (MissingProgram, ResourceError) as error:
         # What a login node has and may do, a compute node need not.
-        if launcher.is_refused_here():
+        if not launcher.may_submit:
             launcher.log.cannot_submit(str(error))
         print(f"fsbroker launch: {error}", file=sys.stderr)
         return 1

@@ -21,6 +21,7 @@ from typing import Any
 from fsbroker.errors import MissingProgram, ResourceError, SchedulerError
 from fsbroker.launch.scheduler import Ending, Request, Status, id_in, run
 from fsbroker.launch.script import keys_of, words
+from fsbroker.spool.jobs import Cause
 
 TEMPLATE = """\
 #!/bin/bash
@@ -73,6 +74,13 @@ or that of a plugin of the site."""
 _GONE = re.compile(rf"id {_ID}: job not found")
 _OVER = re.compile(r"job is inactive|unknown job id")
 _UNKNOWN = re.compile(r"JobID \S+ unknown$")
+_HELD = "held"
+_CAUSES = {
+    "COMPLETED": Cause.DONE,
+    "FAILED": Cause.FAILED,
+    "TIMEOUT": Cause.TIME,
+    "CANCELED": Cause.CANCELLED,
+}
 _STATES = {"RUN": "running", "CLEANUP": "running", "INACTIVE": "over"}
 
 
@@ -84,6 +92,8 @@ class Flux:
     """
 
     name = "flux"
+    launcher = "flux"
+    most_nodes = 1  # see `agent.allocation`
 
     def __init__(self, template: str | None = None) -> None:
         self._template = template or TEMPLATE
@@ -155,7 +165,9 @@ class Flux:
             raise _unreadable(said) from error
         if status.state != "over":
             raise SchedulerError(f"The job has not ended: it is {status.word}", job)
-        return Ending(status.word, status.reason, "flux jobs")
+        lost = status.reason.startswith("exec: node failure")
+        cause = Cause.NODE if lost else _CAUSES.get(status.word, Cause.UNKNOWN)
+        return Ending(status.word, status.reason, "flux jobs", cause)
 
 
 def _filled(template: str, found: Mapping[str, Any]) -> str:
@@ -185,12 +197,13 @@ def _unreadable(said: str) -> SchedulerError:
 def _status(job: Mapping[str, Any]) -> Status:
     state = _STATES.get(job["state"], "pending")
     reason = {"pending": _waiting, "running": lambda _: "", "over": _how}[state](job)
-    return Status(state, job["status"], reason, job.get("name", "").partition(" ")[2])
+    comment = job.get("name", "").partition(" ")[2]
+    return Status(state, job["status"], reason, comment, stuck=reason == _HELD)
 
 
 def _waiting(job: Mapping[str, Any]) -> str:
     if job.get("urgency") == 0:
-        return "held"
+        return _HELD
     return ", ".join(job.get("dependencies") or ())
 
 

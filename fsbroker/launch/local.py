@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -55,12 +55,18 @@ class LocalLauncher:
     """
 
     def __init__(
-        self, spool: Spool, cores: int, agents: int = 1, idle_timeout: float = IDLE_TIMEOUT
+        self,
+        spool: Spool,
+        cores: int,
+        agents: int = 1,
+        idle_timeout: float = IDLE_TIMEOUT,
+        options: Sequence[str] = (),
     ) -> None:
         self._spool = spool
         self._cores = cores
         self._agents = agents
         self._idle_timeout = idle_timeout
+        self._options = options
         self._gpus = visible_gpus()
         self.capacity = Capacity(cores, f"max_workers={cores}", len(self._gpus), physical_memory())
         self._started: list[_Started] = []
@@ -83,6 +89,7 @@ class LocalLauncher:
             f"--memory={self.capacity.memory}",
             f"--idle-timeout={self._idle_timeout}",
             "--place=local",
+            *self._options,
         ]
 
     def submit(self, cores: int | None = None) -> int:
@@ -92,8 +99,8 @@ class LocalLauncher:
             SpoolError: its output cannot be kept in the spool.
         """
         files, area, _ = self._spool
-        files.mkdir(f"{area.logs}/agents")
-        log = f"{files.root}/{area.logs}/agents/{files.token()}.log"
+        files.mkdir(area.agent_logs)
+        log = f"{files.root}/{area.agent_logs}/{files.token()}.log"
         output = _create(log)
         try:
             process = subprocess.Popen(

@@ -28,7 +28,7 @@ class Wanted(NamedTuple):
     """A queue job that is missing.
 
     Attributes:
-        shape: what it must have. For a pilot: of its largest tasks, its cores as ranks.
+        shape: what it must have. For a pilot its cores are ranks, and its GPUs those of all.
         queue: what its tasks ask of the site.
         seconds: time limit; 0 for the site's.
         row: the one row that it runs; "" for a pilot.
@@ -78,12 +78,12 @@ def _large_enough(work: Sequence[Work], config: Config) -> Shape:
     together = cores // _cores(most)
     return Shape(
         cores,
-        gpus=0,
+        gpus=most.gpus * most.cores * together,
         memory=max(shape.memory * (cores // _cores(shape)) for shape in shapes),
         nodes=max(config.nodes_per_job, *(shape.nodes for shape in shapes)),
         exclusive=max(shape.exclusive for shape in shapes),
         queue=shapes[0].queue,
-    )._replace(gpus=most.gpus * most.cores * together)
+    )
 
 
 def _each(work: Iterable[Work], jobs: Sequence[QueueJob], config: Config) -> list[Wanted]:

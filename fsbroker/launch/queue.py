@@ -3,7 +3,7 @@
     Demand (open work) --plan--> Wanted --intent--> job log --submit--> scheduler
                                             ^---- states, endings ------'
 
-A client's thread does this, or an agent that ends (`successor.py`), or a command. None of
+A client's thread does this, or an agent that ends (`__main__.py`), or a command. None of
 them knows more than the spool and the scheduler say, so any of them may take over.
 
 A client asks with `ensure`, which never waits for the scheduler: a controller that is down
@@ -12,7 +12,6 @@ delays jobs, and nothing else.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import sys
@@ -20,10 +19,10 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from fsbroker.config import Config, Partition
+from fsbroker.config import Config
 from fsbroker.environment import environment
 from fsbroker.errors import (
     EnvironmentMismatch,
@@ -36,10 +35,12 @@ from fsbroker.errors import (
 )
 from fsbroker.launch.demand import Demand, Work
 from fsbroker.launch.plan import Wanted, wanted
+from fsbroker.launch.refusals import Refusals
 from fsbroker.launch.scheduler import Ending, Request, Scheduler, Status
 from fsbroker.launch.script import is_plain
-from fsbroker.needs import Capacity, Resources, Shape
-from fsbroker.spool.jobs import JobLog, QueueJob
+from fsbroker.launch.settings import config_of, mpi_options, scheduler_of, settings_of
+from fsbroker.needs import Capacity, Resources
+from fsbroker.spool.jobs import Cause, JobLog, QueueJob
 from fsbroker.spool.spool import Spool
 
 if TYPE_CHECKING:
@@ -62,14 +63,6 @@ _MISMATCH = re.compile(
     r"^MISMATCH|exit code 12[67]:|(?:ModuleNotFound|Import)Error: |and the client has "
 )
 """Jobs whose Python is not there, lacks a package, or is another than the client's."""
-_HOPELESS = (
-    "held",
-    "PartitionTimeLimit",
-    "DependencyNeverSatisfied",
-    "JobLaunchFailure",
-    "BadConstraints",
-)
-"""Reasons of pending jobs that will not start by themselves."""
 
 
 class QueueLauncher:
@@ -86,9 +79,9 @@ class QueueLauncher:
         self._config = config
         self._demand = Demand(spool, environment())
         self.log = JobLog(spool.files, spool.area)
-        # An agent in a Flux job has one node (`agent.allocation`).
-        nodes = 1 if scheduler.name == "flux" else 1 << 16
-        self.capacity = Capacity(1 << 20, "the scheduler", 1 << 20, 0, nodes, has_queue=True)
+        self.capacity = Capacity(
+            1 << 20, "the scheduler", 1 << 20, 0, scheduler.most_nodes, has_queue=True
+        )
         self._settings = ""
         self._started: set[str] = set()
         self._idle: set[int] = set()
@@ -96,10 +89,8 @@ class QueueLauncher:
         self._queries = 0
         self._asked = 0.0
         self._wrong: FsbrokerError | None = None
-        self._refused: dict[Shape, ResourceError] = {}
-        self._heeds_refusals = False
-        self._hopeless: Mapping[str, ResourceError] = {}
-        self._refusals: list[int] = []
+        self._refusals = Refusals()
+        self._hopeless: Mapping[str, FsbrokerError] = {}
         self._unanswered: set[int] = set()
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -115,7 +106,8 @@ class QueueLauncher:
         log = JobLog(spool.files, spool.area)
         config = config_of(log.settings(digest))
         found = cls(spool, scheduler_of(config), config)
-        found._heeds_refusals = True  # a client may ask again, an agent's successor does not
+        found.log.refresh()
+        found._refusals.heed(found.log.jobs.values())
         return found
 
     # -- for the client's loop -----------------------------------------------------------
@@ -166,7 +158,7 @@ class QueueLauncher:
             MissingProgram, JobVanished, EnvironmentMismatch: no job will run.
         """
         self.log.refresh()
-        work = self._look(inputs=bool(self._refused) or not self._config.block_allocation)
+        work = self._look(inputs=bool(self._refusals) or not self._config.block_allocation)
         self._started.update(self._demand.jobs())
         if self.log.open() and time.monotonic() - self._last_query >= QUERY_EVERY:
             self._query()
@@ -182,58 +174,21 @@ class QueueLauncher:
             return 0  # the scheduler is away: one intent to be settled is enough
         count, refused = 0, None
         # Anew after each: others may have submitted what was missing a moment ago.
-        while missing := wanted(self._not_refused(work), self.log.open(), self._config):
+        while missing := wanted(self._refusals.left(work), self.log.open(), self._config):
             try:
                 count += self._submit(missing[0]) is not None
             except ResourceError as error:
-                self._refuse(missing[0], work, error)
+                self._refusals.add(missing[0], work, error)
                 refused = refused or error
-        self._hopeless = self._without_jobs(work)
+        self._hopeless = self._refusals.rows(work)
         if refused:
             raise refused
         return count
 
-    def is_refused_here(self) -> bool:
-        """Whether the like of what was refused to this process was granted to another."""
-        asked = {job.number: (job.queue, job.cores, job.seconds) for job in self.log.jobs.values()}
-        granted = {asked[number] for number, job in self.log.jobs.items() if job.id}
-        return any(asked[number] in granted for number in self._refusals)
-
-    def _not_refused(self, work: Iterable[Work]) -> list[Work]:
-        left = [one for one in work if one.shape not in self._refused]
-        if not self._heeds_refusals:
-            return left
-        refused = [job for job in self.log.jobs.values() if job.state == REFUSED]
-        rows, queues = {job.row for job in refused}, {job.queue for job in refused if not job.row}
-        return [
-            replace(one, ready=[row for row in one.ready if row not in rows])
-            for one in left
-            if one.shape.queue not in queues
-        ]
-
-    def _refuse(self, job: Wanted, work: Iterable[Work], error: ResourceError) -> None:
-        """Submit no more for what this job would have run."""
-        for shape in {one.shape for one in work}:
-            if shape == job.shape or (not job.row and shape.queue == job.shape.queue):
-                self._refused[shape] = error
-
-    def _without_jobs(self, work: Iterable[Work]) -> dict[str, ResourceError]:
-        """Rows that the scheduler refuses jobs for, and those that need what they make."""
-        found = {
-            row: error
-            for one in work
-            if (error := self._refused.get(one.shape))
-            for row in (*one.ready, *one.waiting)
-        }
-        waiting = {row: inputs for one in work for row, inputs in one.waiting.items()}
-        while more := {
-            row: found[name]
-            for row, inputs in waiting.items()
-            for name in inputs
-            if name in found and row not in found
-        }:
-            found |= more
-        return found
+    @property
+    def may_submit(self) -> bool:
+        """Nothing that was granted elsewhere was refused to this process."""
+        return not self._refusals.are_of_this_place(self.log.jobs)
 
     def launch(self, count: int | None) -> list[QueueJob]:
         """Submit pilots for what is open now; those that were submitted.
@@ -302,7 +257,7 @@ class QueueLauncher:
             if job.id and job.id not in self._started and job.scheduler == self._scheduler.name:
                 self._scheduler.cancel([job.id])
                 why = "its task ended otherwise, or was cancelled"
-                self.log.ended(job, "CANCELLED", why, "fsbroker", failure=False)
+                self._over(job, "CANCELLED", why, Cause.CANCELLED)
 
     def _described(self, one: Wanted, token: str) -> QueueJob:
         return QueueJob(
@@ -319,7 +274,10 @@ class QueueLauncher:
 
     def _submit(self, one: Wanted) -> QueueJob | None:
         """Submit a job; None if another writer came between."""
-        self._settings = self._settings or self._keep_settings()
+        if not self._settings:
+            self._settings = self.log.keep_settings(settings_of(self._config))
+            if self._config.submit_from_jobs is False:
+                self.log.cannot_submit("the setting submit_from_jobs is false")
         job = self.log.intend(self._described(one, self._spool.files.token()))
         if job is None:
             return None
@@ -329,8 +287,8 @@ class QueueLauncher:
         try:
             self.log.submitted(job, self._scheduler.submit(self._request(job, one)))
         except (ResourceError, MissingProgram) as error:
-            self._refusals.append(job.number)
-            self.log.ended(job, REFUSED, str(error)[:400], self._scheduler.name, failure=False)
+            self._refusals.met(job.number)
+            self._over(job, "REFUSED", str(error)[:400], Cause.REFUSED)
             raise
         except SchedulerError:
             self._unanswered.add(job.number)
@@ -370,9 +328,6 @@ class QueueLauncher:
         here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         beside = os.path.basename(here) not in ("site-packages", "dist-packages")
         path = [f"PYTHONPATH={here}:{os.environ.get('PYTHONPATH', '')}".rstrip(":")]
-        native = {"slurm": "srun"}.get(job.scheduler, job.scheduler)
-        only = next(iter(config.mpi.values())) if len(config.mpi) == 1 else ()
-        launcher = config.mpi.get(native, only)
         return (
             *(("env", *path) if beside else ()),
             config.python or sys.executable,
@@ -385,12 +340,8 @@ class QueueLauncher:
             *([f"--time={job.seconds:g}"] if job.seconds else []),
             *([f"--queue={job.queue}"] if job.queue else []),
             *([f"--row={job.row}"] if job.row else []),
-            *([f"--pmi={config.pmi_mode}"] if config.pmi_mode else []),
-            *([f"--launcher={json.dumps(launcher)}"] if launcher else []),
+            *mpi_options(config, self._scheduler.launcher),
         )
-
-    def _keep_settings(self) -> str:
-        return self.log.keep_settings(settings_of(self._config))
 
     # -- what became of jobs -------------------------------------------------------------
 
@@ -419,15 +370,14 @@ class QueueLauncher:
             self.log.submitted(job, found)
         elif abs(self._spool.files.wall_time() - job.born) > UNSETTLED and self._queries > 1:
             said = "the submit command gave no answer, and no job came of it"
-            self.log.ended(job, "NOT_SUBMITTED", said, self._scheduler.name, failure=False)
+            self._over(job, "NOT_SUBMITTED", said, Cause.UNKNOWN)
 
     def _judge(self, job: QueueJob, status: Status | None) -> None:
         """End in the log what is over, or will never start."""
-        if status is not None and status.state == "pending":
-            if any(word in status.reason for word in _HOPELESS):
-                with suppress(SchedulerError):
-                    self._scheduler.cancel([job.id])
-                self._end(job, Ending(status.word, status.reason, "the queue"))
+        if status is not None and status.stuck:
+            with suppress(SchedulerError):
+                self._scheduler.cancel([job.id])
+            self._end(job, Ending(status.word, status.reason, "the queue"))
         elif status is None or status.state == "over":
             ending = self._scheduler.ending(job.id)
             if ending is None and status is not None:
@@ -436,7 +386,11 @@ class QueueLauncher:
 
     def _end(self, job: QueueJob, ending: Ending) -> None:
         failure = job.id not in self._started
-        self.log.ended(job, ending.word, ending.reason, ending.source, failure=failure)
+        self.log.ended(job, *ending, failure=failure)
+
+    def _over(self, job: QueueJob, word: str, why: str, cause: Cause) -> None:
+        """End a job that no agent was meant to be seen of."""
+        self.log.ended(job, word, why, "fsbroker", cause, failure=False)
 
     def _last_failure(self) -> QueueJob:
         return [job for job in self.log.jobs.values() if job.failure][-1]
@@ -454,7 +408,7 @@ class QueueLauncher:
         return kind(what, where, _RESUME)
 
     def _last_words(self, job: QueueJob) -> str:
-        path = f"{self._spool.files.root}/{self._spool.area.job_directory(job.number)}/output"
+        path = f"{self._spool.files.root}/{self._spool.area.job_output(job.number)}"
         try:
             with open(path, errors="replace") as file:
                 text = file.read()[-LAST_WORDS:].strip()
@@ -463,70 +417,7 @@ class QueueLauncher:
         return f"it said: {text}" if text else "it wrote nothing"
 
 
-REFUSED = "REFUSED"
-"""State of a job that the scheduler did not take."""
 _RESUME = "When that is mended: `fsbroker jobs resume`, and submit again"
-
-
-_SUBMITTING = (
-    "backend",
-    "max_workers",
-    "idle_timeout",
-    "block_allocation",
-    "min_jobs",
-    "max_jobs",
-    "nodes_per_job",
-    "job_time",
-    "project",
-    "python",
-    "setup",
-    "spool_on_nodes",
-    "pysqa_config_directory",
-    "submission_template",
-    "slurm_cmd_args",
-    "pmi_mode",
-    "openmpi_oversubscribe",
-    "submit_from_jobs",
-)
-
-
-def settings_of(config: Config) -> dict[str, Any]:
-    """The settings that say how jobs are submitted, as JSON."""
-    found: dict[str, Any] = {}
-    for name in _SUBMITTING:
-        value = getattr(config, name)
-        found[name] = list(value) if isinstance(value, tuple) else value
-    found["mpi"] = {name: list(argv) for name, argv in config.mpi.items()}
-    found["partitions"] = {name: asdict(one) for name, one in config.partitions.items()}
-    return found
-
-
-def config_of(stored: Mapping[str, Any]) -> Config:
-    """The settings that `settings_of` stored: those alone, whatever stands in files here."""
-    lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
-    mpi = {name: tuple(argv) for name, argv in stored["mpi"].items()}
-    partitions = {name: _partition(one) for name, one in stored["partitions"].items()}
-    return Config(**{**stored, **lists, "mpi": mpi, "partitions": partitions})
-
-
-def _partition(stored: Mapping[str, Any]) -> Partition:
-    return Partition(
-        stored["python"],
-        stored["setup"] and tuple(stored["setup"]),
-        stored["job_time"],
-        stored["slurm_cmd_args"] and tuple(stored["slurm_cmd_args"]),
-    )
-
-
-def scheduler_of(config: Config) -> Scheduler:
-    """The scheduler that the settings name."""
-    if config.backend == "slurm":
-        from fsbroker.launch.slurm import Slurm
-
-        return Slurm(config.pysqa_config_directory, config.submission_template)
-    from fsbroker.launch.flux import Flux
-
-    return Flux(config.submission_template)
 
 
 def _plain(path: str) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from fsbroker.errors import MissingProgram, SchedulerError
+from fsbroker.spool.jobs import Cause
 
 PATIENCE = 30.0
 """Seconds for one command: a controller that is down lets its clients wait for ten."""
@@ -75,26 +76,36 @@ class Status(NamedTuple):
         word: the scheduler's own name for it.
         reason: why it waits, or how it ended; "" if nothing is said.
         comment: as it was submitted with.
+        stuck: it waits for what will not come by itself.
     """
 
     state: str
     word: str
     reason: str = ""
     comment: str = ""
+    stuck: bool = False
 
 
 class Ending(NamedTuple):
-    """How a job ended, and who says so."""
+    """How a job ended, in the scheduler's words, who says so, and what that means."""
 
     word: str
     reason: str
     source: str
+    cause: Cause = Cause.UNKNOWN
 
 
 class Scheduler(Protocol):
-    """The scheduler of a site."""
+    """The scheduler of a site.
+
+    Attributes:
+        launcher: of MPI ranks in its jobs: a row of `agent.launchers.TABLE`.
+        most_nodes: that an agent in one of its jobs can use.
+    """
 
     name: str
+    launcher: str
+    most_nodes: int
 
     def site_keys(self) -> frozenset[str]:
         """Keys of calls' resources that the site's job template knows beyond ours."""

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from fsbroker.errors import MissingProgram, ResourceError, SchedulerError
 from fsbroker.launch.scheduler import Ending, Request, Status, run
 from fsbroker.launch.script import Pysqa
+from fsbroker.spool.jobs import Cause
 
 # Of options that stand twice sbatch takes the last: users' arguments may overrule ours, but
 # the comment has the token by which a job is found whose submission gave no answer.
@@ -60,6 +61,27 @@ _PENDING = {"PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD",
             "RESV_DEL_HOLD", "SPECIAL_EXIT"}  # fmt: skip
 _RUNNING = {"RUNNING", "COMPLETING", "STAGE_OUT", "SIGNALING", "STOPPED", "RESIZING"}
 
+_STUCK = (
+    "held",
+    "PartitionTimeLimit",
+    "DependencyNeverSatisfied",
+    "JobLaunchFailure",
+    "BadConstraints",
+)
+"""Reasons of pending jobs that will not start by themselves."""
+
+_CAUSES = {
+    "COMPLETED": Cause.DONE,
+    "FAILED": Cause.FAILED,
+    "OUT_OF_MEMORY": Cause.MEMORY,
+    "TIMEOUT": Cause.TIME,
+    "DEADLINE": Cause.TIME,
+    "NODE_FAIL": Cause.NODE,
+    "BOOT_FAIL": Cause.NODE,
+    "CANCELLED": Cause.CANCELLED,
+    "PREEMPTED": Cause.CANCELLED,
+}
+
 _REFUSED = re.compile(
     r"Batch job submission failed: (?!.*(?:Socket timed out|Unable to contact|"
     r"Zero Bytes were transmitted|Connection refused|Slurm temporarily unable|try again))"
@@ -80,6 +102,8 @@ class Slurm:
     """
 
     name = "slurm"
+    launcher = "srun"
+    most_nodes = 1 << 16
 
     def __init__(self, directory: str | None = None, template: str | None = None) -> None:
         self._pysqa = Pysqa("SLURM", template or TEMPLATE, directory)
@@ -105,7 +129,9 @@ class Slurm:
             parts = line.split("|", 3)
             if len(parts) == 4 and parts[0].isdigit() and (ids is None or parts[0] in ids):
                 job, word, reason, comment = parts
-                found[job] = Status(_state(word), word, _said(reason), _said(comment))
+                state = _state(word)
+                stuck = state == "pending" and any(one in reason for one in _STUCK)
+                found[job] = Status(state, word, _said(reason), _said(comment), stuck)
         return found
 
     def cancel(self, ids: Collection[str]) -> None:
@@ -155,7 +181,7 @@ def read_sacct(lines: Collection[str]) -> Ending | None:
     if _state(word) != "over":
         return None
     why = "" if reason in ("None", "") else f"{reason}, "
-    return Ending(word, f"{why}exit code {code}", "sacct")
+    return Ending(word, f"{why}exit code {code}", "sacct", _CAUSES.get(word, Cause.UNKNOWN))
 
 
 def read_scontrol(text: str) -> Ending:
@@ -169,7 +195,8 @@ def read_scontrol(text: str) -> Ending:
     if not word or _state(word) != "over":
         raise SchedulerError(f"The job has not ended: it is {word or 'unknown'}", "scontrol")
     why = "" if found.get("Reason", "None") == "None" else f"{found['Reason']}, "
-    return Ending(word, f"{why}exit code {found.get('ExitCode', '?')}", "scontrol")
+    how = f"{why}exit code {found.get('ExitCode', '?')}"
+    return Ending(word, how, "scontrol", _CAUSES.get(word, Cause.UNKNOWN))
 
 
 def _state(word: str) -> str:

@@ -37,13 +37,30 @@ class Kind(enum.Enum):
     JOB = "job"
     """It was submitted: ``id``."""
     END = "end"
-    """It is over: ``state``, ``reason``, ``source``, and whether it was a ``failure``."""
+    """It is over: ``state``, ``reason``, ``source``, ``cause``; whether it was a ``failure``."""
     PAUSE = "pause"
     """No more jobs: ``reason``."""
     RESUME = "resume"
     """Jobs again."""
     NO_SUBMIT = "no-submit"
     """Compute nodes of this site cannot submit: ``reason``."""
+
+
+class Cause(enum.Enum):
+    """Why a job ended, whichever scheduler says it in whichever words."""
+
+    DONE = "its own will"
+    FAILED = "failure"
+    MEMORY = "lack of memory"
+    TIME = "its time limit"
+    NODE = "failure of a node"
+    CANCELLED = "cancellation"
+    REFUSED = "refusal"
+    UNKNOWN = "unknown causes"
+
+    def __str__(self) -> str:
+        """As the history of a task tells of it, and as it is known again there."""
+        return f"ended by {self.value}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,8 @@ class QueueJob:
         row: the only one that it runs, "<stem>.<row>"; "" for one that drains the spool.
         born: when the intent was written, by its writer's clock.
         id: the scheduler's; "" before it was submitted.
-        state, reason, source: how it ended, and who said so; "" before.
+        state, reason, source: how it ended, in the scheduler's words, and who said so; "" before.
+        cause: what that means.
         failure: it ended before it did any work.
     """
 
@@ -76,11 +94,16 @@ class QueueJob:
     state: str = ""
     reason: str = ""
     source: str = ""
+    cause: Cause = Cause.UNKNOWN
     failure: bool = False
 
     @property
     def is_over(self) -> bool:
         return bool(self.state)
+
+
+_SAID_LATER = ("number", "id", "state", "reason", "source", "cause", "failure")
+"""What an intent cannot tell of its job."""
 
 
 class JobLog:
@@ -130,9 +153,7 @@ class JobLog:
     def intend(self, job: QueueJob) -> QueueJob | None:
         """Say that a job will be submitted; None if somebody else wrote in this moment."""
         content = {
-            name: value
-            for name, value in vars(job).items()
-            if value and name not in ("number", "id", "state", "reason", "source", "failure")
+            name: value for name, value in vars(job).items() if value and name not in _SAID_LATER
         }
         return self.jobs[self._next - 1] if self._append(Kind.INTENT, content) else None
 
@@ -141,10 +162,20 @@ class JobLog:
         while self.jobs[job.number].id != job_id:
             self._append(Kind.JOB, {"of": job.number, "id": job_id})
 
-    def ended(self, job: QueueJob, state: str, reason: str, source: str, *, failure: bool) -> None:
+    def ended(  # noqa: PLR0913 - what there is to say of an end
+        self,
+        job: QueueJob,
+        state: str,
+        reason: str,
+        source: str,
+        cause: Cause,
+        *,
+        failure: bool,
+    ) -> None:
         """Say how a job ended; once is enough, whoever finds it."""
+        told: dict[str, Any] = {"of": job.number, "state": state, "reason": reason}
+        told |= {"source": source, "cause": cause.name.lower()}
         while not self.jobs[job.number].is_over:
-            told = {"of": job.number, "state": state, "reason": reason, "source": source}
             if self._append(Kind.END, {**told, **({"failure": 1} if failure else {})}):
                 return
 
@@ -202,7 +233,9 @@ class JobLog:
                 self.jobs[of] = replace(self.jobs[of], id=str(record.get("id", "")))
             elif kind == Kind.END.value and of in self.jobs:
                 failure = bool(record.get("failure"))
-                self.jobs[of] = replace(self.jobs[of], **{**known, "failure": failure})
+                cause = Cause.__members__.get(str(record.get("cause")).upper(), Cause.UNKNOWN)
+                told = {**known, "failure": failure, "cause": cause}
+                self.jobs[of] = replace(self.jobs[of], **told)
                 if failure:
                     self.failures += 1
                 elif self.jobs[of].id:  # one that was never submitted says nothing of the site

@@ -249,6 +249,10 @@ class Area:
         """Where the script and the output of a queue job lie."""
         return f"{self.logs}/jobs/{number:08d}"
 
+    def job_output(self, number: int) -> str:
+        """What a queue job wrote; job templates call it ``{{directory}}/output``."""
+        return f"{self.job_directory(number)}/output"
+
     def cancel_request(self, stem: str, row: int) -> str:
         return f"{self.cancel}/{stem}.{row}"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from fsbroker.launch import queue
 from fsbroker.spool.jobs import JobLog, QueueJob
 from fsbroker.spool.spool import open_spool
 from tests.testbed.mpi import find
+from tests.testbed.shell import Shell
 from tests.testbed.slurm import Cluster
 
 # pytest rewrites this module, and workers would import it as it stands.
@@ -25,20 +25,6 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 pytestmark = pytest.mark.slurm
 
 LIMIT = 60.0
-
-
-class Shell:
-    """Calls commands on one spool, with JSON as the answer."""
-
-    def __init__(self, spool: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self._spool = str(spool)
-        self._capsys = capsys
-
-    def __call__(self, *words: str) -> tuple[int, object]:
-        self._capsys.readouterr()
-        code = cli.main([words[0], "--json", "--spool", self._spool, *words[1:]])
-        out, err = self._capsys.readouterr()
-        return code, json.loads(out) if out else err
 
 
 @pytest.fixture
@@ -137,19 +123,19 @@ def test_cancelling_queue_jobs(slurm: Cluster, tmp_path: Path, shell: Shell) -> 
     executor = ClusterExecutor(spool, backend="none")
     executor.submit(lasting, str(started))
     executor._loop.flush(LIMIT)
-    assert shell("launch", "slurm", "--jobs", "1")[0] == cli.OK
+    assert shell.json("launch", "slurm", "--jobs", "1")[0] == cli.OK
     slurm.wait_for(started.exists)
     executor.submit(pow, 2, 3)
     executor._loop.flush(LIMIT)
-    assert shell("launch", "slurm", "--jobs", "1", "--", "--begin=now+1hour")[0] == cli.OK
+    assert shell.json("launch", "slurm", "--jobs", "1", "--", "--begin=now+1hour")[0] == cli.OK
     running, waiting = jobs_of(spool)
-    told = {one["number"]: one for one in shell("jobs", "--ask")[1]["jobs"]}
+    told = {one["number"]: one for one in shell.json("jobs", "--ask")[1]["jobs"]}
     assert told[running.number]["state"] == "running"
     assert told[running.number]["asked"]["state"] == "RUNNING"
     assert told[waiting.number]["state"] == "submitted"
     assert told[waiting.number]["asked"] == {"state": "PENDING", "reason": "BeginTime"}
 
-    code, answers = shell("jobs", "cancel", str(running.number), str(waiting.number))
+    code, answers = shell.json("jobs", "cancel", str(running.number), str(waiting.number))
     assert code == cli.OK
     assert [one["done"] for one in answers] == [True, True]
     slurm.wait_for(lambda: slurm.state(int(running.id)) == "CANCELLED")
@@ -166,17 +152,18 @@ def test_commands_while_the_controller_is_away(
     executor = ClusterExecutor(tmp_path / "spool", backend="none")
     executor.submit(pow, 2, 3)
     executor._loop.flush(LIMIT)
-    assert shell("launch", "slurm", "--", "--hold")[0] == cli.OK
+    assert shell.json("launch", "slurm", "--", "--hold")[0] == cli.OK
     slurm.stop_controller()
     (job,) = jobs_of(tmp_path / "spool")
-    assert shell("jobs")[1]["jobs"][0]["id"] == job.id
+    assert shell.json("jobs")[1]["jobs"][0]["id"] == job.id
     for words in (["jobs", "--ask"], ["jobs", "cancel", str(job.number)], ["launch", "slurm"]):
-        code, said = shell(*words)
+        code, _ = shell.run(*words)
+        said = shell.err
         assert code == cli.ERROR
         assert "controller" in said
     assert not jobs_of(tmp_path / "spool")[0].is_over
     slurm.start_controller()
-    assert shell("jobs", "cancel", str(job.number))[0] == cli.OK
+    assert shell.json("jobs", "cancel", str(job.number))[0] == cli.OK
     assert jobs_of(tmp_path / "spool")[0].is_over
     executor.shutdown(wait=False, cancel_futures=True)
 
@@ -189,10 +176,10 @@ def test_launch_counts_what_is_there(
     executor = ClusterExecutor(tmp_path / "spool", backend="none")
     executor.submit(pow, 2, 3)
     executor._loop.flush(LIMIT)
-    assert len(shell("launch", "slurm", "--", "--begin=now+1hour")[1]["jobs"]) == 1
-    code, told = shell("launch", "slurm")
+    assert len(shell.json("launch", "slurm", "--", "--begin=now+1hour")[1]["jobs"]) == 1
+    code, told = shell.json("launch", "slurm")
     assert (code, told["jobs"]) == (cli.NOTHING_TO_DO, [])
     slurm.run(["scancel", jobs_of(tmp_path / "spool")[0].id])  # behind our back
-    assert len(shell("launch", "slurm")[1]["jobs"]) == 1
-    assert shell("wait", "--timeout", "60s")[0] == cli.OK
+    assert len(shell.json("launch", "slurm")[1]["jobs"]) == 1
+    assert shell.json("wait", "--timeout", "60s")[0] == cli.OK
     executor.shutdown()
