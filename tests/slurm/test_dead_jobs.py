@@ -324,7 +324,7 @@ class TestAgents:
         future = site.executor().submit(kill_the_agent, begun, resource_dict={"retries": 1})
         error = future.exception(LIMIT)
         assert isinstance(error, errors.WorkerLost)
-        assert str(error).count("ended as FAILED") == 2
+        assert str(error).count("ended by failure") == 2
         assert site.runs() == 2
 
     def test_out_of_memory(
