@@ -71,14 +71,15 @@ class Config:
     Attributes:
         spool: the directory that clients and agents share; None: not set anywhere.
         backend: who starts agents.
-        max_workers: cores of each local agent; None: all that the process may use.
+        max_workers: cores of each local agent (None: all that the process may use), or of
+            each queue job that drains the spool (None: what its largest task needs).
         agents: how many local agents.
         resource_dict: defaults for every call (`Resources`).
         tag: a name under which tasks are found again.
         watch: how to see news.
         idle_timeout: seconds after which an agent without work ends.
         block_allocation: True: queue jobs drain the spool; False: one for each task.
-        min_jobs, max_jobs: how many queue jobs; None: no limit.
+        min_jobs, max_jobs: how many queue jobs; None: 100.
         nodes_per_job: of one queue job.
         job_time: seconds; None: what the site gives.
         project: part of the names of queue jobs.
@@ -89,7 +90,7 @@ class Config:
         submission_template: the job script, as a Jinja template.
         slurm_cmd_args: more arguments for the scheduler's submit command.
         pmi_mode: for ``srun --mpi=``; None: found out.
-        openmpi_oversubscribe: more ranks than cores.
+        openmpi_oversubscribe: programs of tasks may start more ranks than they have cores.
         mpi: arguments of MPI launchers, by name; with {ranks}, {threads} and {nodes}.
         submit_from_jobs: whether compute nodes may submit; None: found out.
         trust: reserved.

@@ -15,6 +15,7 @@ from fsbroker.errors import ResourceError, SchedulerError
 from fsbroker.launch import scheduler
 from fsbroker.launch.flux import Flux
 from fsbroker.launch.scheduler import Request
+from fsbroker.spool.jobs import Cause
 from tests.test_schedulers import asked as asked  # noqa: PLC0414 - a fixture
 from tests.test_schedulers import output, release, wait_for
 from tests.testbed.flux import Instance
@@ -88,7 +89,7 @@ class TestEndings:
         wait_for(lambda: Flux().active()[job].state == "over")
         ending = Flux().ending(job)
         assert ending
-        assert ending.word == "FAILED"
+        assert (ending.word, ending.cause) == ("FAILED", Cause.FAILED)
         assert ending.reason.startswith("alloc: unsatisfiable request")
 
     def test_sigterm_comes_before_the_time_limit(self, asked: Request) -> None:
@@ -106,15 +107,15 @@ class TestEndings:
         wait_for(lambda: Flux().active()[job].state == "over")
         ending = Flux().ending(job)
         assert ending
-        assert ending.word == "TIMEOUT"
+        assert (ending.word, ending.cause) == ("TIMEOUT", Cause.TIME)
         assert "resource allocation expired, exit code" in ending.reason
 
     def test_a_job_that_is_held(self, asked: Request) -> None:
         job = Flux().submit(replace(asked, arguments=("--urgency=0",)))
-        assert Flux().active()[job] == ("pending", "SCHED", "held", asked.comment)
+        assert Flux().active()[job] == ("pending", "SCHED", "held", asked.comment, True)
         Flux().cancel([job])
         wait_for(lambda: Flux().active()[job].state == "over")
-        assert Flux().ending(job) == ("CANCELED", "cancel", "flux jobs")
+        assert Flux().ending(job) == ("CANCELED", "cancel", "flux jobs", Cause.CANCELLED)
 
     def test_a_job_that_is_forgotten(self, instance: Instance, asked: Request) -> None:
         job = Flux().submit(asked)
@@ -162,7 +163,7 @@ class TestTrouble:
             ending = Flux().ending(job)
             release(asked)
         assert ending
-        assert ending.word == "FAILED"
+        assert (ending.word, ending.cause) == ("FAILED", Cause.NODE)
         assert "node failure on f2" in ending.reason
 
     @pytest.mark.parametrize("said", ["", "welcome", '{"jobs": [{}]}', '{"jobs'])

@@ -53,9 +53,9 @@ TABLE: Mapping[str, tuple[str, ...]] = {
     ),
     # The agent keeps the books, of steps as well as of its own children, so each step may have
     # all of the job, and we confine it (see `confined`). SLURM's own books are no help: with
-    # --exact, a program waits for ever for the cores that the step of its own worker holds;
-    # with --exact and --overlap, steps that run at once all get the first core and the first
-    # GPU of the node (measured, 22.05).
+    # --exact, a program would wait for the cores that the step of its own worker holds; with
+    # --exact and --overlap, steps that run at once all get the first core and the first GPU of
+    # the node (measured, 22.05).
     "srun": (
         "srun",
         "--ntasks={ranks}",
