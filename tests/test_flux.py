@@ -112,7 +112,7 @@ class TestEndings:
 
     def test_a_job_that_is_held(self, asked: Request) -> None:
         job = Flux().submit(replace(asked, arguments=("--urgency=0",)))
-        assert Flux().active()[job] == ("pending", "SCHED", "held", asked.comment, True)
+        assert Flux().active()[job] == ("pending", "SCHED", "held", asked.comment, False)
         Flux().cancel([job])
         wait_for(lambda: Flux().active()[job].state == "over")
         assert Flux().ending(job) == ("CANCELED", "cancel", "flux jobs", Cause.CANCELLED)

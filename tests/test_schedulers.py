@@ -396,7 +396,8 @@ class TestSlurm:
     def test_a_job_that_is_held(self, slurm: Cluster, asked: Request) -> None:
         scheduler = Slurm()
         job = scheduler.submit(replace(asked, arguments=("--hold",)))
-        assert scheduler.active()[job] == ("pending", "PENDING", "JobHeldUser", asked.comment)
+        status = scheduler.active()[job]
+        assert status == ("pending", "PENDING", "JobHeldUser", asked.comment, False)
 
 
 @pytest.fixture

@@ -74,7 +74,6 @@ or that of a plugin of the site."""
 _GONE = re.compile(rf"id {_ID}: job not found")
 _OVER = re.compile(r"job is inactive|unknown job id")
 _UNKNOWN = re.compile(r"JobID \S+ unknown$")
-_HELD = "held"
 _CAUSES = {
     "COMPLETED": Cause.DONE,
     "FAILED": Cause.FAILED,
@@ -198,12 +197,12 @@ def _status(job: Mapping[str, Any]) -> Status:
     state = _STATES.get(job["state"], "pending")
     reason = {"pending": _waiting, "running": lambda _: "", "over": _how}[state](job)
     comment = job.get("name", "").partition(" ")[2]
-    return Status(state, job["status"], reason, comment, stuck=reason == _HELD)
+    return Status(state, job["status"], reason, comment)
 
 
 def _waiting(job: Mapping[str, Any]) -> str:
     if job.get("urgency") == 0:
-        return _HELD
+        return "held"
     return ", ".join(job.get("dependencies") or ())
 
 

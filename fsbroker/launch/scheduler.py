@@ -76,7 +76,7 @@ class Status(NamedTuple):
         word: the scheduler's own name for it.
         reason: why it waits, or how it ended; "" if nothing is said.
         comment: as it was submitted with.
-        stuck: it waits for what will not come by itself.
+        stuck: it waits for what will never come, though nobody holds it by hand.
     """
 
     state: str

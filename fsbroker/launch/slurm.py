@@ -68,7 +68,8 @@ _STUCK = (
     "JobLaunchFailure",
     "BadConstraints",
 )
-"""Reasons of pending jobs that will not start by themselves."""
+"""Reasons of pending jobs that will not start by themselves. A job that somebody holds by hand
+(JobHeldUser) is his to release; "launch failed requeued held" is what SLURM holds itself."""
 
 _CAUSES = {
     "COMPLETED": Cause.DONE,
