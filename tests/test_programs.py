@@ -461,7 +461,9 @@ class TestMemory:
         future = exe.submit(fill, str(marks), resource_dict={"cores": cores, **self.LIMIT})
         error = future.exception(timeout=60)
         assert isinstance(error, errors.OutOfMemory)
-        assert re.search(r"used [34]\d\d MB, more than memory_max = 307 MB", str(error))
+        # How much both ranks have by the time somebody looks is not for us to say.
+        used = re.search(r"used (\d+) MB, more than memory_max = 307 MB", str(error))
+        assert used and 307 < int(used[1]) < cores * 500
         assert marks.read_text() == "x" * cores  # no second try
         (tmp_path / "go").touch()
         assert other is None or other.result(timeout=30)
