@@ -463,7 +463,8 @@ class TestMemory:
         assert isinstance(error, errors.OutOfMemory)
         # How much both ranks have by the time somebody looks is not for us to say.
         used = re.search(r"used (\d+) MB, more than memory_max = 307 MB", str(error))
-        assert used and 307 < int(used[1]) < cores * 500
+        assert used
+        assert 307 < int(used[1]) < cores * 500
         assert marks.read_text() == "x" * cores  # no second try
         (tmp_path / "go").touch()
         assert other is None or other.result(timeout=30)

@@ -21,7 +21,7 @@ from fsbroker.errors import MissingProgram, ResourceError, SchedulerError
 from fsbroker.launch import scheduler as scheduler_module
 from fsbroker.launch.flux import Flux
 from fsbroker.launch.scheduler import Ending, Request, Scheduler, run
-from fsbroker.launch.slurm import Slurm, read_sacct, read_scontrol
+from fsbroker.launch.slurm import OUT_OF_MEMORY, Slurm, read_sacct, read_scontrol
 from fsbroker.spool.jobs import Cause
 from tests.testbed.slurm import Cluster
 
@@ -468,21 +468,56 @@ class TestReading:
         with pytest.raises(SchedulerError, match=r"has not ended: it is (RUNNING|unknown)"):
             read_scontrol(text)
 
-    # Written by hand, not recorded: the private cluster has no accounting.
     @pytest.mark.parametrize(
-        ("lines", "word", "said"),
+        ("lines", "word", "said", "cause"),
         [
-            (["COMPLETED|0:0|None", "COMPLETED|0:0|"], "COMPLETED", "exit code 0:0"),
-            (["CANCELLED by 1000|0:0|None"], "CANCELLED", "exit code 0:0"),
-            (["FAILED|0:9|None", "OUT_OF_MEMORY|0:125|"], "OUT_OF_MEMORY", "exit code 0:9"),
-            (["NODE_FAIL|1:0|NodeDown"], "NODE_FAIL", "NodeDown, exit code 1:0"),
-            (["a|b|c", "", "TIMEOUT|0:0|TimeLimit"], "TIMEOUT", "TimeLimit, exit code 0:0"),
+            # Recorded: this cluster with slurmdbd 22.05.8 and MariaDB, which the tests do without.
+            (["COMPLETED|0:0|None", "COMPLETED|0:0|"], "COMPLETED", "0:0", Cause.DONE),
+            (["FAILED|3:0|None", "FAILED|3:0|"], "FAILED", "3:0", Cause.FAILED),
+            (["CANCELLED by 0|0:0|None", "CANCELLED|0:15|"], "CANCELLED", "0:0", Cause.CANCELLED),
+            (["TIMEOUT|0:0|None", "CANCELLED|0:15|"], "TIMEOUT", "0:0", Cause.TIME),
+            (["NODE_FAIL|0:0|None", "CANCELLED||"], "NODE_FAIL", "0:0", Cause.NODE),
+            # Its memory was counted by SLURM: only the output says so.
+            (["FAILED|0:9|None", "CANCELLED by 0|0:9|"], "FAILED", "0:9", Cause.FAILED),
+            (["a|b|c", "", "TIMEOUT|0:0|None"], "TIMEOUT", "0:0", Cause.TIME),
         ],
     )
-    def test_sacct(self, lines: list[str], word: str, said: str) -> None:
-        ending = read_sacct(lines)
+    def test_sacct(self, lines: list[str], word: str, said: str, cause: Cause) -> None:
+        assert read_sacct(lines) == (word, f"exit code {said}", "sacct", cause)
+
+    def test_sacct_of_a_job_held_by_hand(self) -> None:
+        ending = read_sacct(["CANCELLED by 0|0:0|JobHeldUser"])  # recorded, as above
         assert ending
-        assert ending[:3] == (word, said, "sacct")
+        assert ending.reason == "JobHeldUser, exit code 0:0"
+
+    # Jobs under cgroups, as Harvard's FAS Research Computing recorded them for its users
+    # (github.com/fasrc/User_Codes, troubleshooting pages on memory; State and ExitCode).
+    @pytest.mark.parametrize(
+        "rows",
+        [
+            ["OUT_OF_ME+    0:125", "OUT_OF_ME+    0:125", "COMPLETED      0:0"],
+            ["FAILED      1:0", "FAILED      1:0", "COMPLETED      0:0", "OUT_OF_ME+    0:125"],
+        ],
+    )
+    def test_sacct_of_a_job_without_memory(self, rows: list[str]) -> None:
+        ending = read_sacct(["|".join([*row.split(), ""]) for row in rows])
+        assert ending
+        assert (ending.word, ending.cause) == ("OUT_OF_MEMORY", Cause.MEMORY)
+
+    @pytest.mark.parametrize(
+        "said",
+        [
+            # Recorded: this cluster with gather="linux".
+            "slurmstepd-n1: error: StepId=2.batch exceeded memory limit (534126592 > 209715200)",
+            # Recorded by others: fasrc/User_Codes, ArjunaCluster/ArjunaUsers#52, HAFS#101.
+            "slurmstepd: error: Detected 1 oom_kill event in StepId=3801897.batch.",
+            "slurmstepd: error: Detected 1 oom-kill event(s) in StepId=191.batch cgroup.",
+            "slurmstepd: error: Detected 1 oom-kill event(s) in step 3495064.0 cgroup.",
+        ],
+    )
+    def test_output_of_a_job_without_memory(self, said: str) -> None:
+        assert OUT_OF_MEMORY.search(f"line 15: 259449 Killed    ./mem_test.x\n{said}\n")
+        assert not OUT_OF_MEMORY.search(f"a task prints: {said}")
 
     @pytest.mark.parametrize("lines", [[], ["||"], ["RUNNING|0:0|None"], ["PENDING|0:0|Priority"]])
     def test_sacct_of_a_job_that_has_not_ended(self, lines: list[str]) -> None:

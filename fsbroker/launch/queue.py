@@ -58,6 +58,8 @@ FAILURES = 3
 """Jobs in a row that end before an agent of theirs was seen: then no more are submitted."""
 LAST_WORDS = 800
 """Characters of a job's output that an error shows."""
+OUTPUT = 1 << 16
+"""Bytes of it that are read, at its end."""
 
 _MISMATCH = re.compile(
     r"^MISMATCH|exit code 12[67]:|(?:ModuleNotFound|Import)Error: |and the client has "
@@ -382,7 +384,16 @@ class QueueLauncher:
             ending = self._scheduler.ending(job.id)
             if ending is None and status is not None:
                 ending = Ending(status.word, status.reason, "the queue")
-            self._end(job, ending or Ending("VANISHED", "the scheduler has no record of it", ""))
+            ending = ending or Ending("VANISHED", "the scheduler has no record of it", "")
+            self._end(job, self._for_memory(job, ending))
+
+    def _for_memory(self, job: QueueJob, ending: Ending) -> Ending:
+        """The same, or that it was for memory, which some schedulers say in the output alone."""
+        words = self._scheduler.out_of_memory
+        if words is None or ending.cause not in (Cause.FAILED, Cause.UNKNOWN):
+            return ending
+        said = words.search(self._output(job))
+        return ending._replace(source="its output", cause=Cause.MEMORY) if said else ending
 
     def _end(self, job: QueueJob, ending: Ending) -> None:
         failure = job.id not in self._started
@@ -408,13 +419,15 @@ class QueueLauncher:
         return kind(what, where, _RESUME)
 
     def _last_words(self, job: QueueJob) -> str:
-        path = f"{self._spool.files.root}/{self._spool.area.job_output(job.number)}"
-        try:
-            with open(path, errors="replace") as file:
-                text = file.read()[-LAST_WORDS:].strip()
-        except OSError:
-            return "it wrote nothing"
+        text = self._output(job)[-LAST_WORDS:].strip()
         return f"it said: {text}" if text else "it wrote nothing"
+
+    def _output(self, job: QueueJob) -> str:
+        path = f"{self._spool.files.root}/{self._spool.area.job_output(job.number)}"
+        with suppress(OSError), open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - OUTPUT))
+            return file.read().decode(errors="replace")
+        return ""
 
 
 _RESUME = "When that is mended: `fsbroker jobs resume`, and submit again"

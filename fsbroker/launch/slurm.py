@@ -83,6 +83,12 @@ _CAUSES = {
     "PREEMPTED": Cause.CANCELLED,
 }
 
+OUT_OF_MEMORY = re.compile(
+    r"^slurmstepd\S*: error: .*(?:oom[_-]kill event|exceeded memory limit)", re.MULTILINE
+)
+"""The first is of cgroups. Where SLURM itself counts memory (jobacct_gather, OverMemoryKill) a
+job that had too much is FAILED, and only its output says why."""
+
 _REFUSED = re.compile(
     r"Batch job submission failed: (?!.*(?:Socket timed out|Unable to contact|"
     r"Zero Bytes were transmitted|Connection refused|Slurm temporarily unable|try again))"
@@ -105,6 +111,7 @@ class Slurm:
     name = "slurm"
     launcher = "srun"
     most_nodes = 1 << 16
+    out_of_memory: re.Pattern[str] | None = OUT_OF_MEMORY
 
     def __init__(self, directory: str | None = None, template: str | None = None) -> None:
         self._pysqa = Pysqa("SLURM", template or TEMPLATE, directory)

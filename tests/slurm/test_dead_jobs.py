@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -109,6 +110,12 @@ def site(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 
 # -- tasks -------------------------------------------------------------------------------
+
+
+def hold(size: int) -> None:
+    held = bytearray(size)
+    time.sleep(1000)
+    del held
 
 
 def long_at_first(begun: str) -> str:
@@ -339,6 +346,18 @@ class TestAgents:
         error = future.exception(presence.LEASE / 2)  # sooner than by its silence
         assert isinstance(error, errors.OutOfMemory)
         assert "told by sacct" in str(error)
+
+    def test_a_job_with_more_memory_than_it_has(self, tmp_path: Path) -> None:
+        """SLURM kills it, and calls it FAILED; its output tells why."""
+        with Cluster(nodes=1, gather="linux") as cluster, pytest.MonkeyPatch.context() as patch:
+            for name, value in cluster.environment().items():
+                patch.setenv(name, value)
+            patch.setattr(queue, "QUERY_EVERY", 1.0)
+            site = Site(cluster, tmp_path)
+            error = site.executor().submit(hold, 1500 << 20, resource_dict=ONCE).exception(LIMIT)
+            site.executors[0].shutdown(wait=False, cancel_futures=True)
+        assert isinstance(error, errors.OutOfMemory)
+        assert re.search(r"FAILED, .*told by its output", str(error))
 
     def test_a_job_that_slurm_has_forgotten(
         self, site: Site, monkeypatch: pytest.MonkeyPatch

@@ -91,12 +91,16 @@ class Cluster:
         nodes: how many.
         cpus: of each node; the machine need not have them. A node has 1000 MB for each.
         proctrack: how SLURM finds the processes of a job; see deploy/slurm/slurm.conf.in.
+        gather: "linux" has SLURM kill jobs that use more memory than they have.
     """
 
-    def __init__(self, nodes: int = 3, cpus: int = 2, proctrack: str = "linuxproc") -> None:
+    def __init__(
+        self, nodes: int = 3, cpus: int = 2, proctrack: str = "linuxproc", gather: str = "none"
+    ) -> None:
         self.nodes = [f"n{number}" for number in range(1, nodes + 1)]
         self._cpus = cpus
         self._proctrack = proctrack
+        self._gather = gather
         self._machines: dict[str, Machine] = {}
 
     def __enter__(self) -> Cluster:
@@ -264,6 +268,7 @@ class Cluster:
             "NODES": len(self.nodes),
             "PORT": self._port,
             "PROCTRACK": self._proctrack,
+            "GATHER": self._gather,
             "CPUS": self._cpus,
             "MEMORY": 1000 * self._cpus,
             "NODELINES": "\n".join(
