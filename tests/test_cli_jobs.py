@@ -102,10 +102,12 @@ def test_a_pause_is_told_and_ended(shell, log):
     log.ended(failed, "FAILED", "no such file", "sacct", Cause.FAILED, failure=True)
     log.pause("three jobs failed")
     log.cannot_submit("sbatch: not found")
+    log.differ(failed, "on n1 h5py is missing, not 3.15")
     text = shell.run("jobs")[1]
     assert "submission is paused: three jobs failed" in text
     assert "fsbroker jobs resume" in text
     assert "compute nodes cannot submit" in text
+    assert "other versions than the client's: on n1 h5py is missing" in text
     code, told = shell.json("jobs", "resume")
     assert (code, told["paused"], told["no_submit"]) == (cli.OK, "", "")
     log.refresh()

@@ -182,6 +182,7 @@ class Agent:
         self.session.join()
         try:
             self._find_work(woken=True)  # of what is there already nobody will tell
+            self._jobs.compare()
             if self._walltime.ask():
                 self._selector.register(self._walltime, selectors.EVENT_READ, self._walltime)
             while not self._over:

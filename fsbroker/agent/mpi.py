@@ -27,7 +27,6 @@ import shutil
 import signal
 import socket
 import struct
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,6 +59,7 @@ from fsbroker.agent.messages import (
 )
 from fsbroker.agent.processes import CHUNK, Process, Settings, environment, exit_text
 from fsbroker.agent.workers import PACKAGE_ROOT, TURN, Connection, Lost, Report, Sent
+from fsbroker.environment import mpi_library
 from fsbroker.errors import FsbrokerError, MissingProgram, OutOfMemory, RankFailed, WorkerLost
 from fsbroker.task import Encoding, Payload, Status
 
@@ -68,9 +68,6 @@ GRACE = 2.0
 
 START_LIMIT = 60.0
 """Seconds for all ranks to say hello."""
-
-PMI_LIMIT = 10.0
-"""Seconds for mpi4py to say which MPI it loads: the agent waits, and must not be taken for dead."""
 
 TAIL = 2000
 """Characters of the launcher's last words in an error."""
@@ -115,19 +112,8 @@ def _pmi(settings: Settings) -> str:
 
 @lru_cache(8)
 def _pmi_of(python: str, variables: tuple[tuple[str, str], ...]) -> str:
-    program = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI"
-    try:
-        said = subprocess.run(
-            [python, "-c", f"{program}; print(MPI.Get_library_version())"],
-            env=dict(variables),
-            capture_output=True,
-            text=True,
-            timeout=PMI_LIMIT,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return ""
-    return pmi_for(mpi_of(said.stdout), pmi_offered())  # the ranks say what is wrong, if it is
+    said = mpi_library(python, dict(variables))
+    return pmi_for(mpi_of(said), pmi_offered())  # the ranks say what is wrong, if it is
 
 
 class _Place:

@@ -7,12 +7,15 @@ as a child process, since an agent has none of what that needs.
 
 from __future__ import annotations
 
+import platform
 import subprocess
 import sys
 from contextlib import suppress
+from threading import Thread
 
+from fsbroker.environment import differences, versions
 from fsbroker.errors import SpoolError
-from fsbroker.spool.jobs import Cause, JobLog, QueueJob
+from fsbroker.spool.jobs import VERSIONS, Cause, JobLog, QueueJob
 from fsbroker.spool.spool import Spool
 
 SUBMITTING = 45.0
@@ -43,6 +46,24 @@ class QueueJobs:
             self._log.refresh()
         # Of jobs with one id the latest: a scheduler that was set up anew counts from 1 again.
         return {job.id: _evidence(job) for job in self._log.jobs.values() if job.id in ids}
+
+    def compare(self) -> None:
+        """Say what this node has otherwise than the client, in the background.
+
+        Once for all jobs that are submitted with the same settings: their nodes are alike.
+        """
+        if self._number is not None:
+            Thread(target=self._compare, args=(self._number,), daemon=True).start()
+
+    def _compare(self, number: int) -> None:
+        log = JobLog(self._spool.files, self._spool.area)
+        with suppress(OSError, SpoolError):
+            log.refresh()
+            job = log.jobs.get(number)
+            if job is not None and job.settings not in log.compared:
+                client = log.settings(job.settings).get(VERSIONS, {})
+                found = differences(client, versions())
+                log.differ(job, found and f"on {platform.node()} {found}")
 
     def mismatch(self, what: str) -> None:
         """The agent cannot do the work that its job was submitted for."""

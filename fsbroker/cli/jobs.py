@@ -72,6 +72,7 @@ def _list(spool: Spool, log: JobLog, options: argparse.Namespace) -> None:
         "more": len(newest) - len(shown),
         "paused": log.paused,
         "no_submit": log.no_submit,
+        "differences": [said for said in log.compared.values() if said],
     }
     print_json(told) if options.json else _print(told, asked=options.ask)
 
@@ -138,6 +139,8 @@ def _print(told: Mapping[str, Any], *, asked: bool) -> None:
     if told["paused"]:
         print(f"submission is paused: {plain(told['paused'])}")
         print("when that is mended: fsbroker jobs resume")
+    for said in told["differences"]:
+        print(f"other versions than the client's: {plain(said)}")
     if told["no_submit"]:
         print(f"compute nodes cannot submit, clients have to: {plain(told['no_submit'])}")
 

@@ -17,6 +17,7 @@ import re
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -85,6 +86,7 @@ class QueueLauncher:
             1 << 20, "the scheduler", 1 << 20, 0, scheduler.most_nodes, has_queue=True
         )
         self._settings = ""
+        self._told = False
         self._started: set[str] = set()
         self._idle: set[int] = set()
         self._last_query = -QUERY_EVERY
@@ -162,6 +164,7 @@ class QueueLauncher:
         self.log.refresh()
         work = self._look(inputs=bool(self._refusals) or not self._config.block_allocation)
         self._started.update(self._demand.jobs())
+        self._tell_differences()
         if self.log.open() and time.monotonic() - self._last_query >= QUERY_EVERY:
             self._query()
         if self.log.failures >= FAILURES:
@@ -246,6 +249,13 @@ class QueueLauncher:
     def _script(self, one: Wanted) -> str:
         job = self._described(one, "0" * 16)
         return self._scheduler.script(self._request(job, one))
+
+    def _tell_differences(self) -> None:
+        """Warn once of what the nodes have otherwise than this client."""
+        if said := self.log.compared.get(self._settings, "") if not self._told else "":
+            self._told = True
+            where = f"The nodes' environment ({self._config.python or sys.executable})"
+            warnings.warn(f"{where} is not this client's: {said}", RuntimeWarning, stacklevel=2)
 
     def _drop_idle(self, work: Iterable[Work]) -> None:
         """Jobs that wait in the queue for tasks that have ended otherwise, or were cancelled."""

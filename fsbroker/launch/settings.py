@@ -12,23 +12,26 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from fsbroker.config import Config, Partition
+from fsbroker.environment import versions
 from fsbroker.launch.scheduler import Scheduler
+from fsbroker.spool.jobs import VERSIONS
 
 _OF_THE_CLIENT = ("spool", "agents", "resource_dict", "tag", "watch", "trust", "settings")
 """What says nothing of how jobs are submitted."""
 
 
 def settings_of(config: Config) -> dict[str, Any]:
-    """The settings that say how jobs are submitted, as JSON."""
+    """The settings that say how jobs are submitted, and what nodes should have, as JSON."""
     names = [field.name for field in fields(Config) if field.name not in _OF_THE_CLIENT]
     found: dict[str, Any] = {name: getattr(config, name) for name in names}
     found["partitions"] = {name: asdict(one) for name, one in config.partitions.items()}
     found["mpi"] = dict(config.mpi)
-    return found
+    return {**found, VERSIONS: versions()}
 
 
 def config_of(stored: Mapping[str, Any]) -> Config:
     """The settings that `settings_of` stored: those alone, whatever stands in files here."""
+    stored = {name: value for name, value in stored.items() if name != VERSIONS}
     partitions = {name: Partition(**_tuples(one)) for name, one in stored["partitions"].items()}
     return Config(**{**_tuples(stored), "mpi": _tuples(stored["mpi"]), "partitions": partitions})
 

@@ -27,6 +27,8 @@ from fsbroker.spool.layout import Area, parse_record
 
 LONGEST = 900
 """Bytes of a record, as in the logs of task files."""
+VERSIONS = "versions"
+"""The key in stored settings that tells what the client has, which submitted with them."""
 
 
 class Kind(enum.Enum):
@@ -44,6 +46,8 @@ class Kind(enum.Enum):
     """Jobs again."""
     NO_SUBMIT = "no-submit"
     """Compute nodes of this site cannot submit: ``reason``."""
+    COMPARED = "compared"
+    """What a node has otherwise than the client that has submitted its job: ``reason``."""
 
 
 class Cause(enum.Enum):
@@ -114,6 +118,7 @@ class JobLog:
         paused: why no more jobs are submitted; "" if they are.
         no_submit: why agents cannot submit here; "" if it is not known that they cannot.
         failures: jobs in a row that were failures.
+        compared: what the nodes have otherwise than the client, "" for nothing; by settings.
     """
 
     def __init__(self, files: Files, area: Area) -> None:
@@ -124,6 +129,7 @@ class JobLog:
         self.paused = ""
         self.no_submit = ""
         self.failures = 0
+        self.compared: dict[str, str] = {}
 
     def refresh(self) -> None:
         """Read what was appended since."""
@@ -195,6 +201,11 @@ class JobLog:
             if self._append(Kind.NO_SUBMIT, {"reason": reason}):
                 return
 
+    def differ(self, job: QueueJob, reason: str) -> None:
+        """Say what the node of a job has otherwise than the client; "" for nothing."""
+        while self.compared.get(job.settings) != reason:
+            self._append(Kind.COMPARED, {"settings": job.settings, "reason": reason})
+
     def _append(self, kind: Kind, content: Mapping[str, Any]) -> bool:
         """Append a record behind what was read; False if another was faster, and is read now."""
         token = self._files.token()
@@ -246,6 +257,8 @@ class JobLog:
                 self.paused, self.no_submit, self.failures = "", "", 0
             elif kind == Kind.NO_SUBMIT.value:
                 self.no_submit = str(record.get("reason") or "no reason given")
+            elif kind == Kind.COMPARED.value:
+                self.compared[str(record.get("settings"))] = str(record.get("reason"))
 
     # -- what jobs are submitted with ----------------------------------------------------
 

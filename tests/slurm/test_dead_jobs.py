@@ -315,6 +315,31 @@ class TestBadStarts:
         assert python in str(error)
 
 
+class TestVersions:
+    def test_what_the_nodes_have_otherwise(self, site: Site, tmp_path: Path) -> None:
+        other = tmp_path / "other" / "cloudpickle-0.1.dist-info"
+        other.mkdir(parents=True)
+        (other / "METADATA").write_text("Metadata-Version: 2.1\nName: cloudpickle\nVersion: 0.1\n")
+        python = tmp_path / "python"
+        python.write_text(
+            f'#!/bin/sh\nPYTHONPATH={other.parent}:$PYTHONPATH exec {sys.executable} "$@"\n'
+        )
+        python.chmod(0o755)
+        with pytest.warns(RuntimeWarning, match=r"on n\d cloudpickle is 0\.1, not \d"):
+            self.compared(site, python=str(python))
+
+    def test_nodes_that_have_the_same(self, site: Site) -> None:
+        assert self.compared(site) == {""}
+
+    def compared(self, site: Site, **options: Any) -> set[str]:
+        """What two jobs, one after the other, have found."""
+        executor = site.executor(**options)
+        assert executor.submit(where).result(LIMIT)
+        site.cluster.wait_for(lambda: site.log().compared, LIMIT)
+        assert executor.submit(where, 2).result(LIMIT)
+        return set(site.log().compared.values())
+
+
 # Lines of `sacct --parsable2 --format=State,ExitCode,Reason` of a job over its memory: the job,
 # its script, and the step that the kernel chose. The private SLURM has no accounting.
 SACCT = """#!/bin/sh
