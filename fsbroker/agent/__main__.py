@@ -88,7 +88,9 @@ def main(arguments: list[str] | None = None) -> int:
         return Agent(open_spool(options.spool), plan, environment(), origin).run()
     except FsbrokerError as error:
         print(f"fsbroker agent: {error}", file=sys.stderr)
-        return 1
+    except OSError as error:
+        print(f"fsbroker agent: cannot use {options.spool}: {error}", file=sys.stderr)
+    return 1
 
 
 def _mismatch(options: argparse.Namespace) -> int:

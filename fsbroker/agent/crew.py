@@ -97,25 +97,23 @@ class Member:
         """Send rows. ``value`` gives the stored value of a dependency."""
         assignment = Assignment(self._next, unit)
         messages = _slices(assignment) if unit.simple else _calls(assignment, value)
-        sent = list(messages)  # may fail, and then nothing was assigned
+        sent = [*self._new_functions(unit), *messages]  # may fail: then nothing was assigned
         if not self._assignments:
             self.heard = now
         self._next += len(unit.rows)
         self._assignments.append(assignment)
-        self._send_functions(unit)
+        self._functions.update(one.digest for one in sent if isinstance(one, Function))
         self.worker.send(*sent)
 
-    def _send_functions(self, unit: Unit) -> None:
+    def _new_functions(self, unit: Unit) -> Iterator[Function]:
+        """Those that the worker does not have yet."""
         file = unit.live.file
         for number in dict.fromkeys(file.rows["function"][list(unit.rows)].tolist()):
             row = int((file.rows["function"] == number).argmax())
             function = file.function(row)
             path, cwd = tuple(file.meta["path"]), file.meta["cwd"]
             if function.digest not in self._functions:
-                self._functions.add(function.digest)
-                self.worker.send(
-                    Function(function.digest, function.name, function.pickle, path, cwd)
-                )
+                yield Function(function.digest, function.name, function.pickle, path, cwd)
 
     def report(self, message: Returned | Ended) -> tuple[LiveFile, Sequence[int]]:
         """The task rows that a report is of; they are no longer here."""
@@ -283,7 +281,7 @@ class Crew:
         settings = self._make(slot)
         try:
             worker = self._worker(settings, slot.shape.cores)
-        except FsbrokerError:
+        except (FsbrokerError, OSError):
             self._slots.give_back(slot)
             raise
         member = Member(worker, slot)

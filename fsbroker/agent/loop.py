@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsbroker.agent import scratch
 from fsbroker.agent.allocation import Allocation
@@ -33,7 +33,13 @@ from fsbroker.agent.session import AgentSession
 from fsbroker.agent.slots import Slot, Slots
 from fsbroker.agent.walltime import MARGIN, Walltime
 from fsbroker.agent.workers import Lost
-from fsbroker.errors import DependencyFailed, FileDamaged, FsbrokerError, OutOfMemory
+from fsbroker.errors import (
+    DependencyFailed,
+    FileDamaged,
+    FsbrokerError,
+    OutOfMemory,
+    SpoolError,
+)
 from fsbroker.needs import Shape, parse_shape
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import Retired, rows_of
@@ -68,6 +74,13 @@ BAD_STARTS = 3
 JUDGE_AFTER = 1.0
 """Seconds from the loss of a worker in a queue job to its judgement: nodes of a job that is
 cancelled are told one after the other."""
+
+PATIENCE = 30.0
+"""Seconds of failing file calls after which the agent gives up: what its workers run may be
+worth hours, and a file server that comes back after some seconds is an everyday thing."""
+RETRY = 0.05
+LONGEST_RETRY = 2.0
+"""Seconds between tries while they fail: the first, and the longest."""
 
 _TOLD = "the agent was told to end"
 _GONE = "the agent's queue job is gone"
@@ -111,6 +124,15 @@ class Plan:
     only: tuple[str, int] | None = None
 
 
+class Debt(NamedTuple):
+    """Rows that are to be given back, as `AgentSession.release` does."""
+
+    live: LiveFile
+    rows: Sequence[int]
+    reason: str
+    charge: bool
+
+
 class Agent:
     """An agent of one area."""
 
@@ -148,6 +170,9 @@ class Agent:
         self._last_work = time.monotonic()
         self._bad_starts = 0
         self._suspects: deque[tuple[float, Member, Lost]] = deque()
+        self._debts: deque[Debt] = deque()
+        self._trouble_since: float | None = None
+        self._retry_after = RETRY
         self._over = ""
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -181,15 +206,18 @@ class Agent:
             signal.signal(number, self._told_to_end)
         self.session.join()
         try:
-            self._find_work(woken=True)  # of what is there already nobody will tell
+            self._wake()  # of what is there already nobody will tell
             self._jobs.compare()
             if self._walltime.ask():
                 self._selector.register(self._walltime, selectors.EVENT_READ, self._walltime)
             while not self._over:
-                self._turn()
+                self._try_turn()
             self._wind_up()
         except Sealed:
             return 3
+        except (OSError, SpoolError):
+            self._give_up()
+            raise
         finally:
             self._watch.stop()
             self._walltime.close()
@@ -219,7 +247,36 @@ class Agent:
             self._jobs.over(self._over, failure=failure)
             self._jobs.succeed(self.session.ready_rows(), self._walltime.until_end())
 
+    def _try_turn(self) -> None:
+        """A turn; where file calls fail, the workers run on, and it is tried again in a while."""
+        try:
+            self._turn()
+            self._trouble_since, self._retry_after = None, RETRY
+        except OSError as error:
+            now = time.monotonic()
+            since = self._trouble_since = self._trouble_since or now
+            if now - since > PATIENCE or self._spool_is_gone():
+                raise SpoolError(f"File calls fail ({error})", self._spool.files.root) from error
+            time.sleep(self._retry_after)
+            self._retry_after = min(2 * self._retry_after, LONGEST_RETRY)
+            with suppress(OSError, SpoolError):
+                self.session.beat()  # who is silent for long is taken for dead
+
+    def _spool_is_gone(self) -> bool:
+        try:
+            return not self._spool.files.names("")
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+
+    def _give_up(self) -> None:
+        """What cannot be published runs again elsewhere, at no attempt: it did not fail."""
+        with suppress(OSError, SpoolError, Sealed):
+            self.session.abandon("the agent could not use the spool")
+
     def _turn(self) -> None:
+        self._pay()
         events = self._selector.select(self._patience())
         woken = False
         for key, _ in events:
@@ -295,9 +352,12 @@ class Agent:
         live = claim.live
         rows = self._refused(live, list(rows_of(claim.rows)))
         try:
-            self._units.extend(units_of(live, rows, self._unit_size(live, rows)))
+            self._units.extend(list(units_of(live, rows, self._unit_size(live, rows))))
         except FileDamaged as error:
             self._fail(Unit(live, rows, simple=False), error)
+        except OSError:
+            self._give_back(live, rows, "its task file could not be read")
+            raise
         self._feed()
         return True
 
@@ -474,9 +534,12 @@ class Agent:
         """Keep what the task wrote, and tell in its error where."""
         written = [one for one in outputs if one.stdout or one.stderr]
         if written:
-            directory = self.session.write_logs(live, row, written)
+            # Without space for them the outcome still counts, and its error has the tail.
+            with suppress(OSError, SpoolError):
+                directory = self.session.write_logs(live, row, written)
+                if error is not None:
+                    error["log"] = directory
             if error is not None:
-                error["log"] = directory
                 stderr = next((one.stderr for one in written if one.stderr), b"")
                 error["tail"] = stderr[-TAIL:].decode(errors="replace")
         return error
@@ -518,8 +581,7 @@ class Agent:
             begun = _without(units.pop(0), live, row)
             if begun.rows:
                 # Quick rows are reported in bunches: some may have run, and will again.
-                with suppress(Retired):
-                    self.session.release(live, list(begun.rows), lost.reason)
+                self._give_back(live, begun.rows, lost.reason)
         self._give_up_chains(units)
 
     def _charge(self, live: LiveFile, row: int, member: Member, lost: Lost) -> None:
@@ -532,8 +594,7 @@ class Agent:
         doom = member.doom
         if doom is not None and (doom.live, doom.row) != (live, row):
             # The doomed row ended in time; this one was running by chance.
-            with suppress(Retired):
-                self.session.release(live, [row], "")
+            self._give_back(live, [row], "")
         elif doom is not None and doom.status == Status.CANCELLED:
             self._end(live, row, Status.CANCELLED, _NOTHING)
         elif doom is not None:
@@ -546,8 +607,7 @@ class Agent:
             told["message"] = f"{lost.error} (attempts: {'; '.join(history)})"
             self._end(live, row, Status.FAILED, _NOTHING, told)
         else:
-            with suppress(Retired):
-                self.session.release(live, [row], lost.reason, charge=True)
+            self._give_back(live, [row], lost.reason, charge=True)
 
     def _give_up_chains(self, units: Sequence[Unit]) -> None:
         """What a lost worker had left: simple rows go to another, chains back to the log.
@@ -560,8 +620,7 @@ class Agent:
             if unit.simple or (len(unit.rows) == 1 and not unit.live.name.waiting):
                 self._units.appendleft(unit)
             else:
-                with suppress(Retired):
-                    self.session.release(unit.live, list(unit.rows), "")
+                self._give_back(unit.live, unit.rows, "")
 
     def _fail_all(self, units: Sequence[Unit], lost: Lost) -> None:
         """Workers do not start here: say so to whoever waits, with what they wrote."""
@@ -644,8 +703,22 @@ class Agent:
     def _give_back_queued(self) -> None:
         while self._units:
             unit = self._units.popleft()
+            self._give_back(unit.live, unit.rows, TIME_IS_OVER)
+
+    def _give_back(
+        self, live: LiveFile, rows: Sequence[int], reason: str, *, charge: bool = False
+    ) -> None:
+        """Release rows; where that fails now, later, but surely."""
+        self._debts.append(Debt(live, list(rows), reason, charge))
+        with suppress(OSError, SpoolError):
+            self._pay()
+
+    def _pay(self) -> None:
+        while self._debts:
+            live, rows, reason, charge = self._debts[0]
             with suppress(Retired):
-                self.session.release(unit.live, list(unit.rows), TIME_IS_OVER)
+                self.session.release(live, rows, reason, charge=charge)
+            self._debts.popleft()
 
     def _tidy(self) -> bool:
         self._last_tidy = time.monotonic()

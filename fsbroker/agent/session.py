@@ -141,6 +141,18 @@ class AgentSession:
         self._stream.close()
         self._self.vanish()
 
+    def abandon(self, reason: str) -> None:
+        """Give back what nobody will run here, at no attempt.
+
+        But not what may be published: after an error of that, only who has sealed the
+        stream knows, and recovers the rest.
+        """
+        doubtful = set(_rows(self._unsure)) if self._stream.is_unsure else set()
+        for stem, rows in list(self.held.items()):
+            left = [row for row in sorted(rows) if (stem, row) not in doubtful]
+            if left:
+                self.release(self._claimed[stem], left, reason)
+
     # -- claiming ------------------------------------------------------------------------
 
     def claim(

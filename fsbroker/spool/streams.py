@@ -241,6 +241,11 @@ class Stream:
         self.next = 0
         self._unsure: Image | None = None
 
+    @property
+    def is_unsure(self) -> bool:
+        """The last publication failed, as far as was told: it may have been done, or be yet."""
+        return self._unsure is not None
+
     def create(self) -> None:
         """Make the directory, durably: its loss would lose every result in it."""
         self._files.mkdir(self._area.stream(self.agent))
