@@ -16,8 +16,8 @@ import os
 import secrets
 import stat
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Protocol, TypeVar
 
@@ -74,31 +74,39 @@ class OpenFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``; fewer only at the end of the file."""
-        try:
-            data = os.pread(self._fd, length, offset)
-        except OSError as error:
-            if error.errno == errno.ESTALE:  # another NFS client has removed it
-                raise FileNotFoundError(
-                    errno.ENOENT, os.strerror(errno.ENOENT), self.path
-                ) from error
-            raise
+        data = self._pread(length, offset)
         if len(data) == length or not data:
             return data
         parts = [data]
         while data and (missing := length - sum(map(len, parts))) > 0:
-            data = os.pread(self._fd, missing, offset + length - missing)
+            data = self._pread(missing, offset + length - missing)
             parts.append(data)
         return b"".join(parts)
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill ``buffer`` from ``offset``; the number of bytes read."""
         done = 0
-        while done < len(buffer):
-            count = os.preadv(self._fd, [buffer[done:]], offset + done)
-            if not count:
-                break
-            done += count
+        with self._named():
+            while done < len(buffer):
+                count = os.preadv(self._fd, [buffer[done:]], offset + done)
+                if not count:
+                    break
+                done += count
         return done
+
+    def _pread(self, length: int, offset: int) -> bytes:
+        with self._named():
+            return os.pread(self._fd, length, offset)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Errors of a descriptor do not tell its path, nor that the name is gone."""
+        try:
+            yield
+        except OSError as error:
+            # ESTALE: another NFS client has removed it
+            number = errno.ENOENT if error.errno == errno.ESTALE else error.errno or errno.EIO
+            raise OSError(number, os.strerror(number), self.path) from error
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -274,6 +282,7 @@ class Files:
                     continue
                 if told := explain(error, self._prefix + path):
                     raise told from error
+                error.filename = self._prefix + path  # calls on descriptors do not tell it
                 raise
         raise AssertionError("unreachable")
 
