@@ -24,7 +24,17 @@ REQUIRED = pytest.StashKey[frozenset[str]]()
 SELECTED = pytest.StashKey[frozenset[str]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--long",
+        action="store_true",
+        default=bool(os.environ.get("FSBROKER_LONG")),
+        help="run also what takes minutes (or set FSBROKER_LONG)",
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "long: takes minutes; runs with --long")
     for group in GROUPS.values():
         config.addinivalue_line("markers", f"{group.name}: needs {group.needs}")
     try:
@@ -45,6 +55,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("long") and not item.config.getoption("--long"):
+        pytest.skip("takes minutes: --long")
     for name in groups_of(item):
         if reason := GROUPS[name].missing():
             pytest.skip(f"{name}: {reason}")
@@ -104,6 +116,12 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
         terminalreporter.write_line(f"{line}  {why}".rstrip())
     for name in _absent(config):
         terminalreporter.write_line(f"FAILED: {name} is required, but has no test", red=True)
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Whether the whole of a matrix is wanted, not only a part."""
+    return bool(request.config.getoption("--long"))
 
 
 @pytest.fixture(params=["ext4", "xfs"])

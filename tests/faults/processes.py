@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -44,11 +44,18 @@ class Processes:
                 process.kill()
             process.wait()
 
-    def agent(self, point: Point | None = None, **options: object) -> subprocess.Popen[bytes]:
-        """An agent, which kills itself at ``point``; ``options`` of the command line."""
-        known = {"cores": 2, "idle_timeout": 0.2, "lease": 3.0, **options}
+    def agent(
+        self, point: Point | None = None, *, before: Sequence[str] = (), **options: object
+    ) -> subprocess.Popen[bytes]:
+        """An agent, which kills itself at ``point``.
+
+        Args:
+            before: the command that starts it: strace, faketime, unshare.
+            options: of its command line.
+        """
+        known = {"cores": 2, "idle_timeout": 0.2, "lease": 3.0, "spool": self.spool, **options}
         given = [f"--{name.replace('_', '-')}={value}" for name, value in known.items()]
-        return self.start("agent", f"--spool={self.spool}", *given, point=point)
+        return self.start("agent", *given, point=point, before=before)
 
     def client(
         self,
@@ -58,14 +65,19 @@ class Processes:
         *,
         pause: str = "",
         cancel: bool = False,
+        before: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
         """A client of its own (`clients.main`)."""
         arguments = ["client", str(self.spool), self.journal, prefix, str(count)]
         arguments += ["cancel"] * cancel
-        return self.start(*arguments, point=point, pause=pause)
+        return self.start(*arguments, point=point, pause=pause, before=before)
 
     def start(
-        self, *arguments: str, point: Point | None = None, pause: str = ""
+        self,
+        *arguments: str,
+        point: Point | None = None,
+        pause: str = "",
+        before: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
         env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
         if point is not None:
@@ -76,7 +88,7 @@ class Processes:
             env["FSBROKER_TEST_PAUSE"] = pause
         with (self.folder / f"output.{len(self._started)}").open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.faults.entry", *arguments],
+                [*before, sys.executable, "-m", "tests.faults.entry", *arguments],
                 env=env,
                 cwd=REPOSITORY,
                 stdin=subprocess.DEVNULL,

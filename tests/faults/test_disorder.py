@@ -20,18 +20,12 @@ from fsbroker.spool.spool import create, open_spool
 from tests.faults import points
 from tests.faults.audit import check, outcomes
 from tests.faults.parts import ENVIRONMENT, row, submit
-from tests.faults.processes import DEADLINE, REPOSITORY, Processes, wait_until
+from tests.faults.processes import DEADLINE, REPOSITORY, wait_until
 from tests.faults.tasks import hold, task, value_of
 
 SEED = int(os.environ.get("FSBROKER_TEST_SEED", "7"))
 PATIENT = {"retries": 200}
 """More agents die here with the same row in hand than a real task may cost."""
-
-
-@pytest.fixture
-def processes(tmp_path):
-    with Processes(tmp_path / "spool", tmp_path) as processes:
-        yield processes
 
 
 # -- SIGKILL at random -------------------------------------------------------------------

@@ -10,75 +10,16 @@ from __future__ import annotations
 import pytest
 
 from fsbroker.environment import environment
-from fsbroker.executor import ClusterExecutor
 from fsbroker.spool.index import Results
 from fsbroker.spool.log import CHECKPOINT_EVERY, Kind
 from fsbroker.spool.spool import create, open_spool
 from fsbroker.task import Status
-from tests.faults import clients, points
-from tests.faults.audit import check, outcomes
+from tests.faults import points
+from tests.faults.audit import outcomes
+from tests.faults.batches import COUNT, prefix_of
 from tests.faults.parts import agent, found_in, key_of, row, run_claim, submit, want
-from tests.faults.processes import DEADLINE, Processes, wait_until
+from tests.faults.processes import wait_until
 from tests.faults.tasks import kill_worker, task, value_of
-
-COUNT = 5
-LEFT = ("claims", "tmp")
-"""What holds leftovers of killed processes: harmless, but not nothing."""
-
-
-@pytest.fixture
-def processes(tmp_path):
-    with Processes(tmp_path / "spool", tmp_path) as processes:
-        yield processes
-
-
-@pytest.fixture
-def executor(processes):
-    # More agents die here with the same row in hand than a real task may cost.
-    patient = {"retries": 200}
-    executor = ClusterExecutor(processes.spool, backend="none", resource_dict=patient)
-    yield executor
-    executor.shutdown(wait=False, cancel_futures=True)
-
-
-class Batches:
-    """Tasks that were submitted in one process, each batch under its own prefix."""
-
-    def __init__(self, executor, processes):
-        self._executor = executor
-        self._processes = processes
-        self._expected = []
-        self.names = set()
-
-    def submit(self, prefix, count=COUNT):
-        journal = self._processes.journal
-        futures = clients.submit(self._executor, journal, prefix, count)
-        self.expect(futures, clients.values(prefix, count))
-
-    def expect(self, futures, values):
-        self._expected += zip(futures, values, strict=True)
-        self.names |= {value[0] for value in values}
-        self._executor._loop.flush(DEADLINE)
-
-    def finish(self, *, exact=False):
-        """A clean agent ends it all; how often tasks ran again."""
-        self._processes.ends(self._processes.agent())
-        for future, value in self._expected:
-            assert future.result(DEADLINE) == value
-        spool = open_spool(self._processes.spool)
-        again = check(spool, self._processes.journal, self.names, exact=exact)
-        assert spool.files.names(spool.area.tasks) == []
-        left = {name: len(spool.files.names(f"{spool.area.path}/{name}")) for name in LEFT}
-        print(f"{len(self.names)} tasks, {again} ran again; left over for gc: {left}")
-
-
-@pytest.fixture
-def batches(executor, processes):
-    return Batches(executor, processes)
-
-
-def prefix_of(number):
-    return f"p{number}n"
 
 
 def test_agent(batches, processes):

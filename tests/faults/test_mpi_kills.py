@@ -11,19 +11,13 @@ import pytest
 from fsbroker.executor import ClusterExecutor
 from fsbroker.spool.spool import open_spool
 from tests.faults.audit import outcomes
-from tests.faults.processes import DEADLINE, Processes, wait_until
+from tests.faults.processes import DEADLINE, wait_until
 from tests.faults.tasks import mpi_task
 
 pytestmark = pytest.mark.mpich
 
 RANKS = 2
 VALUE = ["m", 3]
-
-
-@pytest.fixture
-def processes(tmp_path):
-    with Processes(tmp_path / "spool", tmp_path) as processes:
-        yield processes
 
 
 @pytest.fixture
