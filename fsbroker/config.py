@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 from fsbroker.errors import ConfigError, ResourceError
 from fsbroker.needs import Resources, merged
 
-BACKENDS = ("local", "slurm", "flux", "none")
+BACKENDS = ("local", "allocation", "slurm", "flux", "none")
 WATCHES = ("auto", "watchdog", "polling")
 
 PROJECT_FILE = "fsbroker.yaml"

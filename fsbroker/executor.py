@@ -33,11 +33,13 @@ class ClusterExecutor(concurrent.futures.Executor):
 
     Args:
         spool: the directory; created if it does not exist. Default: the setting of this name.
-        backend: "local" starts agents as processes of this machine; "slurm" and "flux" submit
-            queue jobs with agents in them; "none" starts none (somebody else's agents serve
-            the spool).
-        max_workers: cores of each local agent (default: all that this process may use), or
-            of each queue job that drains the spool (default: what its largest task needs).
+        backend: "local" starts agents as processes of this machine; "allocation" one on all
+            nodes of the queue job or Flux instance that this process runs in; "slurm" and
+            "flux" submit queue jobs with agents in them; "none" starts none (somebody else's
+            agents serve the spool).
+        max_workers: cores of each local agent (default: all that this process may use), of
+            that of an allocation (default: all of its cores), or of each queue job that
+            drains the spool (default: what its largest task needs).
         resource_dict: defaults for every call (`Resources`).
         options: other settings, by the names of `fsbroker.config.Config`: ``tag``, ``watch``,
             ``idle_timeout``, ``agents``, ``block_allocation``, ``max_jobs``, ``job_time``, ...
@@ -230,7 +232,7 @@ class _Backend(NamedTuple):
 
 def _site_keys(config: Config) -> frozenset[str]:
     """Keys of resources that the job template of the site adds."""
-    if config.backend in ("none", "local"):
+    if config.backend not in ("slurm", "flux"):
         return frozenset()
     from fsbroker.launch.settings import scheduler_of
 
@@ -248,11 +250,24 @@ def _backend(spool: Spool, config: Config) -> _Backend:
         options = mpi_options(config, "mpiexec")
         local = LocalLauncher(spool, cores, config.agents, config.idle_timeout, options)
         return _Backend(local, local.capacity)
+    if config.backend == "allocation":
+        return _in_allocation(spool, config)
     from fsbroker.launch.queue import QueueLauncher
     from fsbroker.launch.settings import scheduler_of
 
     queue = QueueLauncher(spool, scheduler_of(config), config)
     return _Backend(queue, queue.capacity, queue.script)
+
+
+def _in_allocation(spool: Spool, config: Config) -> _Backend:
+    from fsbroker.agent.slots import Slots
+    from fsbroker.launch.allocation import AllocationLauncher, allotment
+    from fsbroker.launch.settings import mpi_options
+
+    wanted = allotment(config.max_workers, config.nodes_per_job)
+    options = mpi_options(config, "srun" if wanted.kind == "slurm" else "flux")
+    agents = AllocationLauncher(spool, wanted, config.max_workers, config.idle_timeout, options)
+    return _Backend(agents, agents.capacity._replace(fits=Slots(wanted.nodes).could_fit))
 
 
 def _key(key: bytes | str) -> bytes:

@@ -283,6 +283,8 @@ class Capacity(NamedTuple):
         cores_from: what the number comes from, as an error names it.
         gpus: devices. memory: MB; 0 if not known. nodes: to spread ranks over.
         has_queue: there is a scheduler that can be asked for a partition and the like.
+        nodes_from: what their number comes from, as an error names it.
+        fits: whether nodes that stand empty hold a task; None: cores are all that counts.
     """
 
     cores: int
@@ -291,11 +293,8 @@ class Capacity(NamedTuple):
     memory: int
     nodes: int = 1
     has_queue: bool = False
-
-    @property
-    def nodes_from(self) -> str:
-        """What the number of nodes comes from, as an error names it."""
-        return "what an agent in a queue job uses" if self.has_queue else "this machine"
+    nodes_from: str = "this machine"
+    fits: Callable[[Shape], bool] | None = None
 
     def require(self, wanted: Resources) -> None:
         """Refuse what can never be granted.
@@ -317,10 +316,14 @@ class Capacity(NamedTuple):
         if shape.queue and not self.has_queue:
             keys = ", ".join(wanted.queue)
             cure = 'Leave them out, or use backend="slurm" or "flux"'
-            raise ResourceError("Local agents are in no queue", f"resource {keys}", cure)
+            raise ResourceError("Agents here are in no queue", f"resource {keys}", cure)
         if shape.nodes > self.nodes:
             asked = f"num_nodes={shape.nodes}; the limit is {self.nodes_from}"
             raise _too_much("nodes", shape.nodes, self.nodes, asked)
+        if self.fits is not None and not self.fits(shape):
+            asked = f"{cores} cores, {gpus} GPUs; each rank, and its share, has to be on one node"
+            cure = "Ask for more ranks with fewer threads, or for another num_nodes."
+            raise ResourceError("No nodes of the allocation hold the task", asked, cure)
 
 
 def _too_much(what: str, wanted: int, limit: int, asked: str) -> ResourceError:

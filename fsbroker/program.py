@@ -10,7 +10,6 @@ starts programs can be tried before it is submitted.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -251,11 +250,11 @@ def _log_directory() -> str:
 def _slot() -> dict[str, Any]:
     """What the agent has told (`fsbroker.agent.processes.environment`), or the same from here."""
     from fsbroker.agent.launchers import TABLE
-    from fsbroker.agent.processes import SLOT
     from fsbroker.launch.local import visible_gpus
+    from fsbroker.nodes import own_slot
 
-    if SLOT in os.environ:
-        return dict(json.loads(os.environ[SLOT]))
+    if (slot := own_slot()) is not None:
+        return slot
     cpus = sorted(os.sched_getaffinity(0))
     return {
         "ranks": 1,

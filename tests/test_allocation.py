@@ -10,10 +10,11 @@ import time
 import pytest
 
 from fsbroker.agent import allocation
-from fsbroker.agent.allocation import Allocation, Machine, Node, counted, node_names, seconds_of
+from fsbroker.agent.allocation import Allocation, Machine, seconds_of
 from fsbroker.agent.slots import Slots
 from fsbroker.agent.walltime import LAST_MOMENT, Walltime
 from fsbroker.needs import Shape
+from fsbroker.nodes import Node, counted, node_names
 
 # Recorded from SLURM 22.05.8: `sbatch -N2 -n3`, in the job's script.
 SCRIPT = {

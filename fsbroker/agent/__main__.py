@@ -10,12 +10,13 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 
-from fsbroker.agent.allocation import Node, current
+from fsbroker.agent.allocation import current
 from fsbroker.agent.launchers import TABLE
 from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.walltime import MARGIN
 from fsbroker.environment import environment
 from fsbroker.errors import FsbrokerError
+from fsbroker.nodes import Node, limited
 from fsbroker.spool.spool import open_spool
 
 
@@ -24,6 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="fsbroker agent", description="Run tasks of a spool.")
     parser.add_argument("--spool", default=os.environ.get("FSBROKER_SPOOL"))
     parser.add_argument("--cores", type=int, help="of this machine alone; default: all allotted")
+    parser.add_argument(
+        "--whole",
+        action="store_true",
+        help="all nodes of the step are its own; --cores is of all of them",
+    )
     parser.add_argument("--gpus", default="", help="with --cores: ids, with commas between")
     parser.add_argument("--memory", type=int, default=0, help="with --cores: MB; 0 for no limit")
     parser.add_argument(
@@ -53,13 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.spool:
         parser.error("name the spool with --spool or FSBROKER_SPOOL")
+    if options.whole and int(os.environ.get("SLURM_PROCID", "0")) > 0:
+        return 0  # the step holds its nodes until its last process ends, which is the first
     if options.expect not in ("", environment()):
         return _mismatch(options)
     # Only now what an interpreter that is not the right one may not have.
     from fsbroker.agent.loop import Agent, Plan
 
-    allocation = current(options.time)
-    if options.cores:
+    allocation = current(options.time, whole=options.whole)
+    if options.cores and options.whole:
+        allocation = replace(allocation, nodes=limited(allocation.nodes, options.cores))
+    elif options.cores:
         gpus = tuple(filter(None, options.gpus.split(",")))
         own = Node(allocation.nodes[0].name, options.cores, gpus, options.memory)
         allocation = replace(allocation, nodes=(own,))

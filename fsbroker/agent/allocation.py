@@ -7,7 +7,8 @@ thousands of nodes at once. Only where they do not tell when the job ends, the s
 asked, once and beside the work (`Allocation.ask`, `walltime.py`).
 
 An agent in the job's script has all of the job's nodes; one that ``srun`` or ``flux run``
-started has its part of its own node, for there are others like it.
+started has its part of its own node, for there are others like it, unless it is told that the
+whole step is its own.
 """
 
 from __future__ import annotations
@@ -21,13 +22,18 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import product
 from typing import NamedTuple
 
+from fsbroker.nodes import (
+    SPECIAL_STEPS,
+    Node,
+    ask_flux,
+    counted,
+    memory_of,
+    node_names,
+    slurm_nodes,
+)
 from fsbroker.spool.presence import process_start
-
-SCHEDULER_PATIENCE = 20.0
-"""Seconds for an answer; after that, agents go on without."""
 
 _GPU_LISTS = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 
@@ -35,23 +41,6 @@ _SUPERVISOR = re.compile(r"slurmstepd: \[(?P<job>\d+)(?:\+\d+)?\.(?P<step>\w+)")
 """How slurmstepd titles itself: ``slurmstepd: [17.batch]``, ``slurmstepd: [17.0]``."""
 
 _FLUX_UNLIMITED = str(2**32 - 1)
-
-_SPECIAL_STEPS = 0xFFFFFFF0
-"""Numbers from here on stand for a job's script, or for the shell of ``salloc``."""
-
-
-class Node(NamedTuple):
-    """What an agent may use of one node.
-
-    Attributes:
-        name: as the scheduler calls it; "" for this machine outside of a job.
-        gpus: ids of devices. memory: MB; 0 for no limit.
-    """
-
-    name: str
-    cores: int
-    gpus: tuple[str, ...] = ()
-    memory: int = 0
 
 
 class Machine(NamedTuple):
@@ -101,13 +90,15 @@ class Allocation:
         return f"{self.kind}:{self.job}" if self.kind else "local"
 
 
-def current(limit: float = 0.0) -> Allocation:
+def current(limit: float = 0.0, *, whole: bool = False) -> Allocation:
     """This process' allocation.
 
     Args:
         limit: seconds that the job was submitted with, where the submitter said so.
+        whole: of a step of SLURM that has more nodes than this, all are the agent's.
     """
-    return read(os.environ, machine(int(os.environ.get("SLURM_TASK_PID", "0"))), limit)
+    here = machine(int(os.environ.get("SLURM_TASK_PID", "0")))
+    return read(os.environ, here, limit, whole=whole)
 
 
 def machine(task: int) -> Machine:
@@ -133,28 +124,32 @@ def _title(pid: int) -> str:
     return ""
 
 
-def read(variables: Mapping[str, str], here: Machine, limit: float = 0.0) -> Allocation:
+def read(
+    variables: Mapping[str, str], here: Machine, limit: float = 0.0, *, whole: bool = False
+) -> Allocation:
     """The allocation that the variables of a process speak of; see `current`."""
-    # A shell of salloc has a job, but runs on no node of it: it is as if it had none.
-    if variables.get("SLURM_JOB_ID") and variables.get("SLURMD_NODENAME"):
-        return _slurm(variables, here, limit)
+    # First: Flux runs in jobs of SLURM, not the other way round.
     if variables.get("FLUX_JOB_ID") or variables.get("FLUX_ENCLOSING_ID"):
         return _flux(variables, here, limit)
+    # A shell of salloc has a job, but runs on no node of it: it is as if it had none.
+    if variables.get("SLURM_JOB_ID") and variables.get("SLURMD_NODENAME"):
+        return _slurm(variables, here, limit, whole=whole)
     return Allocation("", "", 0, (Node("", here.cpus),))
 
 
 # -- SLURM -------------------------------------------------------------------------------
 
 
-def _slurm(variables: Mapping[str, str], here: Machine, limit: float) -> Allocation:
+def _slurm(variables: Mapping[str, str], here: Machine, limit: float, *, whole: bool) -> Allocation:
     job, name = variables["SLURM_JOB_ID"], variables["SLURMD_NODENAME"]
-    alone = _in_step(variables, here)
-    own = Node(name, _own_cores(variables, here, alone), _gpus(variables))
-    others = () if alone else _other_nodes(variables, own)
-    nodes = tuple(node._replace(memory=_memory(variables, node.cores)) for node in (own, *others))
+    step = _in_step(variables, here)
+    own = Node(name, _own_cores(variables, here, step), _gpus(variables))
+    own = own._replace(memory=memory_of(variables, own.cores))
+    others = () if step and not whole else _other_nodes(variables, own, whole=whole)
+    nodes = (own, *others)
     seconds = _seconds_left(variables, here, limit)
     # A step that began late has less left than the submitter's limit says.
-    known = "SLURM_JOB_END_TIME" in variables or (limit > 0 and not alone)
+    known = "SLURM_JOB_END_TIME" in variables or (limit > 0 and not step)
     ask = () if known else ("squeue", "--noheader", "--jobs", job, "--format=%L")
     restarts = int(variables.get("SLURM_RESTART_COUNT", 0))
     return Allocation("slurm", job, restarts, nodes, seconds, ask, here.lifeline, "srun")
@@ -168,13 +163,13 @@ def _in_step(variables: Mapping[str, str], here: Machine) -> bool:
     """
     title = _SUPERVISOR.search(here.supervisor)
     step = title["step"] if title else variables.get("SLURM_STEP_ID", "")
-    return step.isdigit() and int(step) < _SPECIAL_STEPS
+    return step.isdigit() and int(step) < SPECIAL_STEPS
 
 
-def _own_cores(variables: Mapping[str, str], here: Machine, alone: bool) -> int:
+def _own_cores(variables: Mapping[str, str], here: Machine, step: bool) -> int:
     """Cores of this agent on its own node: what SLURM gave, or less where it is bound to less."""
     cores = int(variables.get("SLURM_CPUS_ON_NODE", here.cpus))
-    if alone:
+    if step:
         # Agents side by side on one node share what the step has there.
         counts = counted(variables.get("SLURM_STEP_TASKS_PER_NODE", "1"))
         at = int(variables.get("SLURM_NODEID", 0))
@@ -182,15 +177,16 @@ def _own_cores(variables: Mapping[str, str], here: Machine, alone: bool) -> int:
     return min(cores, here.cpus) if here.bound else cores
 
 
-def _other_nodes(variables: Mapping[str, str], own: Node) -> tuple[Node, ...]:
-    """The job's nodes but this one. Their GPUs count from 0: SLURM tells only this one's ids."""
-    names = _names(variables["SLURM_JOB_NODELIST"])
-    cores = counted(variables["SLURM_JOB_CPUS_PER_NODE"])
+def _other_nodes(variables: Mapping[str, str], own: Node, *, whole: bool) -> tuple[Node, ...]:
+    """The job's nodes, or those of a whole step, but this one.
+
+    Their GPUs count from 0: SLURM tells only this one's ids.
+    """
+    nodes = slurm_nodes(variables)
+    there = node_names(variables["SLURM_STEP_NODELIST"]) if whole else [one.name for one in nodes]
     gpus = tuple(map(str, range(len(own.gpus))))
     return tuple(
-        Node(name, count, gpus)
-        for name, count in zip(names, cores, strict=True)
-        if name != own.name
+        one._replace(gpus=gpus) for one in nodes if one.name in there and one.name != own.name
     )
 
 
@@ -202,35 +198,17 @@ def _gpus(variables: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
-def _memory(variables: Mapping[str, str], cores: int) -> int:
-    """MB of the job on a node with so many of its cores; 0 where SLURM sets no limit."""
-    if "SLURM_MEM_PER_CPU" in variables:
-        return int(variables["SLURM_MEM_PER_CPU"]) * cores
-    return int(variables.get("SLURM_MEM_PER_NODE", 0))
-
-
 def _seconds_left(variables: Mapping[str, str], here: Machine, limit: float) -> float:
     if "SLURM_JOB_END_TIME" in variables:  # newer than 22.05
         return int(variables["SLURM_JOB_END_TIME"]) - time.time()
     return limit - here.age if limit else math.inf
 
 
-def _names(text: str) -> list[str]:
-    try:
-        return node_names(text)
-    except ValueError:
-        argv = ["scontrol", "show", "hostnames", text]
-        said = subprocess.run(
-            argv, capture_output=True, text=True, check=True, timeout=SCHEDULER_PATIENCE
-        )
-        return said.stdout.split()
-
-
 # -- Flux --------------------------------------------------------------------------------
 
 
 def _flux(variables: Mapping[str, str], here: Machine, limit: float) -> Allocation:
-    """One node: where a step's task was put, or that which the script of a batch job runs on.
+    """A part of one node in a step; all nodes of the instance in the script of a batch job.
 
     A step holds its cores in the instance itself, so what it starts there would wait for
     them; the script of a batch job has an instance of its own, and holds nothing in it.
@@ -241,11 +219,22 @@ def _flux(variables: Mapping[str, str], here: Machine, limit: float) -> Allocati
         kind="flux",
         job=variables.get("FLUX_ENCLOSING_ID") or step,
         restarts=0,
-        nodes=(own,),
+        nodes=(own,) if step else _instance(variables, own),
         seconds=limit - here.age if limit else math.inf,
         ask=("flux", "job", "timeleft"),
         launcher="mpiexec" if step else "flux",
     )
+
+
+def _instance(variables: Mapping[str, str], own: Node) -> tuple[Node, ...]:
+    """The instance's nodes, this one first; only this one where Flux does not tell."""
+    try:
+        nodes = ask_flux()
+    except (OSError, subprocess.SubprocessError, ValueError, KeyError):
+        return (own,)
+    here = re.search(r"/local-(\d+)$", variables.get("FLUX_URI", ""))
+    broker = int(here[1]) if here else 0
+    return tuple(sorted(nodes, key=lambda node: (node.broker != broker, node.broker)))
 
 
 def _flux_gpus(variables: Mapping[str, str]) -> tuple[str, ...]:
@@ -254,52 +243,7 @@ def _flux_gpus(variables: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(each for each in text.split(",") if each.isdigit())
 
 
-# -- what schedulers write ---------------------------------------------------------------
-
-_RANGES = r"\[(\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\]"
-_PIECE = re.compile(rf"{_RANGES}|([^\[\],]+)")
-_NAME = re.compile(rf"(?:{_RANGES}|[^\[\],]+)+")
-
-
-def node_names(text: str) -> list[str]:
-    """A list of nodes as SLURM and Flux shorten it, spelled out: ``n[1-2,07-08],gpu1``.
-
-    Raises:
-        ValueError: it is written in another way.
-    """
-    found: list[str] = []
-    at = 0
-    while at < len(text):
-        match = _NAME.match(text, at)
-        if match is None or text[match.end() : match.end() + 1] not in ("", ","):
-            message = f"not a list of nodes: {text!r}"
-            raise ValueError(message)
-        pieces = [
-            _numbers(numbers) if numbers else [plain]
-            for numbers, plain in _PIECE.findall(match.group())
-        ]
-        found += map("".join, product(*pieces))
-        at = match.end() + 1
-    return found
-
-
-def _numbers(text: str) -> list[str]:
-    """``1-2,07-08`` spelled out, as wide as the first number of each range is."""
-    found = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        numbers = range(int(first), int(last or first) + 1)
-        found += [f"{number:0{len(first)}}" for number in numbers]
-    return found
-
-
-def counted(text: str) -> list[int]:
-    """Numbers for one node after the other, as SLURM shortens them: ``2(x3),1``."""
-    found: list[int] = []
-    for part in text.split(","):
-        count, _, times = part.partition("(x")
-        found += [int(count)] * int(times.rstrip(")") or 1)
-    return found
+# -- time ----------------------------------------------------------------------------------
 
 
 def seconds_of(text: str) -> float:

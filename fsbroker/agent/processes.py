@@ -22,6 +22,7 @@ from fsbroker.agent.guardian import KILL_AFTER
 from fsbroker.agent.launchers import TABLE, on_this_node
 from fsbroker.agent.memory import Excess
 from fsbroker.errors import OutOfMemory
+from fsbroker.nodes import SLOT
 from fsbroker.spool.layout import Area
 
 THREAD_VARIABLES = (
@@ -96,9 +97,6 @@ _SRUN_OPTIONS = (
     "SLURM_DISTRIBUTION",
 )
 """What srun takes for its options: of the job, where the task has only a part of it."""
-
-SLOT = "FSBROKER_SLOT"
-"""The variable that tells a task, and each program that it starts, what it has."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from fsbroker.agent.allocation import Node
 from fsbroker.needs import Shape
+from fsbroker.nodes import Node
 
 NO_LIMIT = 1 << 60
 """MB of a node whose memory nobody counts."""

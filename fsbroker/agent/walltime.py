@@ -13,7 +13,8 @@ import time
 from contextlib import suppress
 from typing import IO
 
-from fsbroker.agent.allocation import SCHEDULER_PATIENCE, Allocation, seconds_of
+from fsbroker.agent.allocation import Allocation, seconds_of
+from fsbroker.nodes import PATIENCE
 from fsbroker.spool.presence import process_start
 
 MARGIN = 30.0
@@ -35,7 +36,7 @@ class Walltime:
         self._end = time.monotonic() + allocation.seconds
         self._lifeline = {pid: born for pid in allocation.lifeline if (born := process_start(pid))}
         self._question = allocation.ask
-        self._give_up_at = time.monotonic() + SCHEDULER_PATIENCE
+        self._give_up_at = time.monotonic() + PATIENCE
         self._asked: subprocess.Popen[bytes] | None = None
 
     def for_a_task(self) -> float:

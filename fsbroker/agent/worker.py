@@ -180,11 +180,10 @@ def _launched_by() -> str:
 
 def _leave_launch(ranks: int) -> None:
     """Have programs that a task starts not take themselves for ranks of this launch."""
-    import json
+    from fsbroker.agent.processes import task_environment
+    from fsbroker.nodes import own_slot
 
-    from fsbroker.agent.processes import SLOT, task_environment
-
-    slot = {**json.loads(os.environ[SLOT]), "ranks": ranks}
+    slot = {**(own_slot() or {}), "ranks": ranks}
     wanted = task_environment(slot, os.environ)
     for name in os.environ.keys() - wanted.keys():
         del os.environ[name]

@@ -80,16 +80,23 @@ class LocalLauncher:
     def command(self, cores: int | None = None) -> list[str]:
         """How an agent is started."""
         return [
+            *self._agent,
+            f"--cores={cores or self._cores}",
+            f"--gpus={','.join(self._gpus)}",
+            f"--memory={self.capacity.memory}",
+            "--place=local",
+            *self._options,
+        ]
+
+    @property
+    def _agent(self) -> list[str]:
+        """What all agents of this launcher are started with."""
+        return [
             sys.executable,
             "-m",
             "fsbroker.agent",
             f"--spool={self._spool.files.root}",
-            f"--cores={cores or self._cores}",
-            f"--gpus={','.join(self._gpus)}",
-            f"--memory={self.capacity.memory}",
             f"--idle-timeout={self._idle_timeout}",
-            "--place=local",
-            *self._options,
         ]
 
     def submit(self, cores: int | None = None) -> int:

@@ -83,7 +83,13 @@ class QueueLauncher:
         self._demand = Demand(spool, environment())
         self.log = JobLog(spool.files, spool.area)
         self.capacity = Capacity(
-            1 << 20, "the scheduler", 1 << 20, 0, scheduler.most_nodes, has_queue=True
+            1 << 20,
+            "the scheduler",
+            1 << 20,
+            0,
+            scheduler.most_nodes,
+            has_queue=True,
+            nodes_from="what an agent in a queue job uses",
         )
         self._settings = ""
         self._told = False
