@@ -35,24 +35,23 @@ class Node(NamedTuple):
     Attributes:
         name: as the scheduler calls it; "" for this machine outside of a job.
         gpus: ids of devices. memory: MB; 0 for no limit.
-        broker: rank of Flux's process there, in a Flux instance.
+        broker: rank of Flux's process there; None outside of a Flux instance.
     """
 
     name: str
     cores: int
     gpus: tuple[str, ...] = ()
     memory: int = 0
-    broker: int = 0
+    broker: int | None = None
 
 
 def limited(nodes: Sequence[Node], cores: int) -> tuple[Node, ...]:
-    """Nodes with no more than so many cores in all: as many of each as can be."""
-    left, found = cores, []
-    for number, node in enumerate(nodes):
-        share = min(node.cores, -(-left // (len(nodes) - number)))
-        left -= share
-        found += [node._replace(cores=share)] if share else []
-    return tuple(found)
+    """Nodes with no more than so many cores in all: as evenly as they have them."""
+    shares = dict.fromkeys(range(len(nodes)), 0)
+    for place, number in enumerate(sorted(shares, key=lambda number: nodes[number].cores)):
+        shares[number] = min(nodes[number].cores, -(-cores // (len(nodes) - place)))
+        cores -= shares[number]
+    return tuple(nodes[number]._replace(cores=share) for number, share in shares.items() if share)
 
 
 # -- a process and its job -----------------------------------------------------------------

@@ -168,7 +168,7 @@ def flux_instance() -> Iterator[Instance]:
 
 @pytest.fixture
 def flux(flux_instance: Instance, monkeypatch: pytest.MonkeyPatch) -> Iterator[Instance]:
-    """A Flux instance of nodes f1 to f3, without jobs before each test; mark the test `flux`.
+    """A Flux instance of three nodes, without jobs before each test; mark the test `flux`.
 
     The test's own process and its children find it too.
     """

@@ -14,7 +14,7 @@ from fsbroker.agent.allocation import Allocation, Machine, seconds_of
 from fsbroker.agent.slots import Slots
 from fsbroker.agent.walltime import LAST_MOMENT, Walltime
 from fsbroker.needs import Shape
-from fsbroker.nodes import Node, counted, node_names
+from fsbroker.nodes import Node, counted, flux_nodes, limited, node_names
 
 # Recorded from SLURM 22.05.8: `sbatch -N2 -n3`, in the job's script.
 SCRIPT = {
@@ -77,6 +77,12 @@ class TestSlurm:
     def test_a_rank_of_a_step_has_its_own_node(self) -> None:
         here = Machine(2, supervisor="slurmstepd: [2.0]")
         assert allocation.read(STEP, here).nodes == (Node("n2", 2, ("0", "1")),)
+
+    def test_a_whole_step_is_one_agents(self) -> None:
+        here = Machine(2, supervisor="slurmstepd: [2.0]")
+        variables = {**STEP, "SLURM_STEP_NODELIST": "n[2-3]", "SLURM_JOB_CPUS_PER_NODE": "2(x2),4"}
+        found = allocation.read(variables, here, whole=True)
+        assert found.nodes == (Node("n2", 2, ("0", "1")), Node("n3", 4, ("0", "1")))
 
     def test_ranks_side_by_side_share_their_node(self) -> None:
         variables = {**STEP, "SLURM_STEP_TASKS_PER_NODE": "1,2", "SLURM_STEP_NUM_TASKS": "3"}
@@ -158,7 +164,27 @@ class TestFlux:
         assert found.seconds == 55.0
 
 
+# Recorded from Flux 0.88: an instance of five nodes that are not alike.
+RESOURCES = """{"version":1,"execution":{"R_lite":[
+{"rank":"0-2","children":{"gpu":"0-1","core":"0-1,6"}},{"rank":"3-4","children":{"core":"0-3"}}],
+"starttime":0.0,"expiration":0.0,"nodelist":["f[1,4-5],g[2-3]"]}}"""
+
+
 class TestWhatSchedulersWrite:
+    def test_the_resources_of_a_flux_instance(self) -> None:
+        assert flux_nodes(RESOURCES) == [
+            *(Node(name, 3, ("0", "1"), broker=n) for n, name in enumerate(("f1", "f4", "f5"))),
+            *(Node(name, 4, broker=n) for n, name in enumerate(("g2", "g3"), 3)),
+        ]
+
+    @pytest.mark.parametrize(
+        ("has", "most", "gets"),
+        [([2, 2, 2], 5, [2, 2, 1]), ([1, 4], 4, [1, 3]), ([4, 1], 4, [3, 1]), ([2, 2], 1, [1])],
+    )
+    def test_fewer_cores_than_there_are(self, has: list[int], most: int, gets: list[int]) -> None:
+        nodes = [Node(str(number), cores) for number, cores in enumerate(has)]
+        assert [node.cores for node in limited(nodes, most)] == gets
+
     @pytest.mark.parametrize(
         ("text", "names"),
         [

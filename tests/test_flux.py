@@ -154,7 +154,9 @@ class TestTrouble:
             monkeypatch.setenv("FLUX_URI", own.uri)
             # Nobody ends what runs on a node whose broker is gone: the job does so itself.
             shell = "echo here; trap '' TERM; until [ -e go ]; do sleep 0.1; done; kill -9 $PPID"
-            there = replace(asked, queue={"constraint": "host:f2"}, command=("sh", "-c", shell))
+            there = replace(
+                asked, queue={"constraint": "host:127.0.0.2"}, command=("sh", "-c", shell)
+            )
             job = Flux().submit(there)
             wait_for(lambda: "here" in output(asked))
             broker = own.run(["flux", "exec", "--rank=1", "flux", "getattr", "broker.pid"])
@@ -164,7 +166,7 @@ class TestTrouble:
             release(asked)
         assert ending
         assert (ending.word, ending.cause) == ("FAILED", Cause.NODE)
-        assert "node failure on f2" in ending.reason
+        assert "node failure on 127.0.0.2" in ending.reason
 
     @pytest.mark.parametrize("said", ["", "welcome", '{"jobs": [{}]}', '{"jobs'])
     def test_a_listing_that_is_none(

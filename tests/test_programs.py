@@ -274,14 +274,21 @@ class TestTable:
             assert launchers.fill(TABLE[name], Launch(3)) == ["mpiexec", "-n", "3"]
 
     def test_nodes_in_each_launchers_words(self) -> None:
-        launch = Launch(3, nodes=("n1", "n2"), oversubscribe=True, pmi="pmix", memory=1001)
+        launch = Launch(
+            3,
+            nodes=("n1", "n2"),
+            oversubscribe=True,
+            pmi="pmix",
+            memory=1001,
+            brokers=(4, 7),
+        )
         filled = {name: " ".join(launchers.fill(row, launch)) for name, row in TABLE.items()}
         assert filled["mpich"] == "mpiexec -n 3 -hosts n1,n2 -ppn 2"
         assert filled["openmpi"] == "mpiexec -n 3 --host n1:2,n2:2 --oversubscribe"
         assert "--nodes=2 --nodelist=n1,n2 --ntasks-per-node=2" in filled["srun"]
         assert "--overcommit --mpi=pmix" in filled["srun"]
         assert "--gres=none" in filled["srun"]
-        assert "--nodes=2 --requires=host:n1,n2" in filled["flux"]
+        assert "--nodes=2 --requires=rank:4,7" in filled["flux"]
 
     def test_a_sites_own_row(self) -> None:
         own = ("run", "-c {threads}", "--gpus={gpus}", "--mem={memory}", "-k '{ranks} {nodes}'")

@@ -10,6 +10,7 @@ no blanks):
 
     {ranks} {threads}           of the launch, and of each rank
     {nodes} {nodelist}          how many nodes, and their names with commas between
+    {brokers}                   the same nodes by the ranks of Flux's processes there
     {slots}                     the same as Open MPI writes it: n1:2,n2:2
     {ranks_per_node}            on each node; the last may have fewer
     {gpus}                      of each rank
@@ -79,13 +80,22 @@ TABLE: Mapping[str, tuple[str, ...]] = {
         "--ntasks={ranks}",
         "--cores-per-task={threads}",
         "--nodes={nodes}",
-        "--requires=host:{nodelist}",
-        "--gpus-per-task={gpus}",
+        "--requires=rank:{brokers}",
+        # The agent's books say which cores and GPUs, and Flux's do not know of all that runs.
+        "-o cpu-affinity=off",
+        "-o gpu-affinity=off",
         # As srun's --wait and --kill-on-bad-exit.
         "-o exit-timeout=none",
         "-o exit-on-error",
     ),
 }
+
+ON_A_NODE: Mapping[str, tuple[str, ...]] = {
+    "srun": TABLE["srun"],
+    # Not `flux run`: that would take a core from those that ranks need there.
+    "flux": ("flux", "exec", "--rank={brokers}", "--noinput", "--quiet"),
+}
+"""How a process comes to run on another node without holding anything there."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +104,7 @@ class Launch:
 
     Attributes:
         ranks: how many. threads: of each.
-        nodes: names of the nodes; empty: this one only.
+        nodes: names of the nodes; empty: this one only. brokers: as Flux numbers them.
         gpus: of each rank.
         memory: MB of all ranks together; 0: not stated.
         pmi: srun's ``--mpi``, see `pmi_for`; empty: the site's default.
@@ -108,6 +118,7 @@ class Launch:
     memory: int = 0
     pmi: str = ""
     oversubscribe: bool = False
+    brokers: tuple[int, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """What stands for the names in a template; None for what is not set."""
@@ -118,6 +129,7 @@ class Launch:
             "threads": self.threads,
             "nodes": count,
             "nodelist": ",".join(self.nodes) or None,
+            "brokers": ",".join(map(str, self.brokers)) or None,
             "slots": ",".join(f"{node}:{each}" for node in self.nodes) or None,
             "ranks_per_node": each if self.nodes else None,
             "gpus": self.gpus or None,

@@ -189,6 +189,7 @@ class Agent:
             durable=durable,
             node=self._plan.allocation.nodes[0].name,
             nodes=slot.nodes,
+            brokers=slot.brokers,
             shared=f"{files.root}/{area.tmp}",
             launcher=self._plan.launcher,
             pmi=self._plan.pmi,

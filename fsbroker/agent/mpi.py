@@ -87,7 +87,15 @@ def find_launcher(template: Sequence[str], settings: Settings, ranks: int) -> li
         MissingProgram: it is not installed.
     """
     gpus, memory = len(settings.gpus), settings.memory
-    launch = Launch(ranks, settings.threads, settings.nodes, gpus, memory, _pmi(settings))
+    launch = Launch(
+        ranks,
+        settings.threads,
+        settings.nodes,
+        gpus,
+        memory,
+        _pmi(settings),
+        brokers=settings.brokers,
+    )
     filled = fill(template, launch)
     # Beside the interpreter first: there is the MPI that mpi4py loads first, too.
     beside = os.path.join(os.path.dirname(settings.python), filled[0])

@@ -115,6 +115,7 @@ class Settings:
         memory: MB for all processes of the worker and what they start; 0: no limit.
         node: name of the agent's own node in its queue job; "" outside of one.
         nodes: names of the nodes that it runs on; empty: this one only.
+        brokers: the same nodes as Flux numbers them; empty outside of a Flux instance.
         shared: a directory that all of these nodes see.
         environment: variables to set beyond these.
         launcher: template of the command that starts ranks, see `fsbroker.agent.launchers`.
@@ -133,6 +134,7 @@ class Settings:
     memory: int = 0
     node: str = ""
     nodes: tuple[str, ...] = ()
+    brokers: tuple[int, ...] = ()
     shared: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     launcher: tuple[str, ...] = TABLE["mpiexec"]
@@ -153,6 +155,7 @@ def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
         "gpus": settings.gpus,
         "memory": settings.memory,
         "nodes": settings.nodes,
+        "brokers": settings.brokers,
         "cpus": settings.cpus,
         "launcher": settings.launcher,
         "pmi": settings.pmi,

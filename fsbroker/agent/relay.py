@@ -30,7 +30,7 @@ from itertools import count
 
 from fsbroker.agent import guardian, messages, scratch
 from fsbroker.agent.door import TOKEN, WORK, Address, Door, connect, lively
-from fsbroker.agent.launchers import TABLE, Launch, fill
+from fsbroker.agent.launchers import ON_A_NODE, Launch, fill
 from fsbroker.agent.memory import Excess
 from fsbroker.agent.messages import Drop, Gone, Kill, Start
 from fsbroker.agent.processes import GPU_VARIABLES, Process, Settings, environment
@@ -106,7 +106,8 @@ class Relay:
 
     def _launch(self, settings: Settings, door: Door) -> Process:
         # With all GPUs that the job has there: which of them a worker sees, it is told.
-        launcher = fill(TABLE["srun"], Launch(1, nodes=settings.nodes, gpus=1))
+        wanted = Launch(1, nodes=settings.nodes, gpus=1, brokers=settings.brokers)
+        launcher = fill(ON_A_NODE["flux" if settings.brokers else "srun"], wanted)
         program = shutil.which(launcher[0])
         if program is None:
             raise MissingProgram(
@@ -117,7 +118,8 @@ class Relay:
         relay = [settings.python, "-m", "fsbroker.agent.relay", json.dumps(door.address)]
         guardian = [sys.executable, "-m", "fsbroker.agent.guardian", "{control}", "0"]
         variables = environment(settings, os.environ)
-        variables.pop("SLURM_GRES", None)
+        for name in ("SLURM_GRES", *(GPU_VARIABLES if settings.brokers else ())):
+            variables.pop(name, None)  # Flux tells ids as they are on each node
         output = os.path.join(settings.scratch, f"relay-{next(_numbers)}")
         process = Process(
             [*guardian, program, *launcher[1:], *relay],

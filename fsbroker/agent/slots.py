@@ -28,6 +28,7 @@ class Slot(NamedTuple):
 
     Attributes:
         nodes: names, in the order of its ranks; empty outside of a queue job.
+        brokers: the same nodes as Flux numbers them.
         cpus: cores to stay on; None where the agent shares the machine with others, and
             where another node's scheduler sees to it.
     """
@@ -36,6 +37,7 @@ class Slot(NamedTuple):
     shares: tuple[Share, ...]
     nodes: tuple[str, ...] = ()
     cpus: tuple[int, ...] | None = None
+    brokers: tuple[int, ...] = ()
 
     @property
     def gpus(self) -> tuple[str, ...]:
@@ -113,9 +115,11 @@ class Slots:
         if placement is None:
             return None
         shares = tuple(self._take(shape, number, ranks) for number, ranks in placement)
-        names = tuple(filter(None, (self._nodes[share.node].name for share in shares)))
+        nodes = [self._nodes[share.node] for share in shares]
+        names = tuple(node.name for node in nodes if node.name)
+        brokers = tuple(node.broker for node in nodes if node.broker is not None)
         alone = self._pinned and [share.node for share in shares] == [0]
-        return Slot(shape, shares, names, shares[0].cores if alone else None)
+        return Slot(shape, shares, names, shares[0].cores if alone else None, brokers)
 
     def _take(self, shape: Shape, number: int, ranks: int) -> Share:
         """The first free cores and GPUs of a node, for so many ranks."""

@@ -92,7 +92,6 @@ class Flux:
 
     name = "flux"
     launcher = "flux"
-    most_nodes = 1  # see `agent.allocation`
     out_of_memory: re.Pattern[str] | None = None
 
     def __init__(self, template: str | None = None) -> None:

@@ -82,15 +82,7 @@ class QueueLauncher:
         self._config = config
         self._demand = Demand(spool, environment())
         self.log = JobLog(spool.files, spool.area)
-        self.capacity = Capacity(
-            1 << 20,
-            "the scheduler",
-            1 << 20,
-            0,
-            scheduler.most_nodes,
-            has_queue=True,
-            nodes_from="what an agent in a queue job uses",
-        )
+        self.capacity = Capacity(1 << 20, "the scheduler", 1 << 20, 0, 1 << 16, has_queue=True)
         self._settings = ""
         self._told = False
         self._started: set[str] = set()

@@ -100,14 +100,12 @@ class Scheduler(Protocol):
 
     Attributes:
         launcher: of MPI ranks in its jobs: a row of `agent.launchers.TABLE`.
-        most_nodes: that an agent in one of its jobs can use.
         out_of_memory: what the output of a job has that was ended for its memory; None if
             the scheduler writes no such thing.
     """
 
     name: str
     launcher: str
-    most_nodes: int
     out_of_memory: re.Pattern[str] | None
 
     def site_keys(self) -> frozenset[str]:

@@ -110,7 +110,6 @@ class Slurm:
 
     name = "slurm"
     launcher = "srun"
-    most_nodes = 1 << 16
     out_of_memory: re.Pattern[str] | None = OUT_OF_MEMORY
 
     def __init__(self, directory: str | None = None, template: str | None = None) -> None:

@@ -1,6 +1,6 @@
 """`ClusterExecutor(backend="allocation")`: clients inside jobs of a real SLURM.
 
-What the clients do stands in `in_allocation.py`.
+What the clients do stands in `tests/testbed/in_allocation.py`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def tell(cluster: Cluster, directory: Path, story: str, *wishes: str) -> Any:
 
 
 def client(story: str, directory: Path) -> str:
-    return f"{sys.executable} -m tests.slurm.in_allocation {story} {directory}"
+    return f"{sys.executable} -m tests.testbed.in_allocation {story} {directory}"
 
 
 def found(directory: Path, story: str, said: str) -> Any:

@@ -3,8 +3,9 @@
     with Instance() as instance:
         instance.run(["flux", "run", "-N3", "hostname"])
 
-The programs are the real ones: a broker for each of the nodes f1 to f3, all on this machine,
-which declare two cores and two GPUs each, whatever the machine has. There are two queues,
+The programs are the real ones: a broker for each of the nodes 127.0.0.1 to 127.0.0.3, all on
+this machine, which declare two cores and two GPUs each, whatever the machine has. (Names that
+can be resolved without anybody's /etc/hosts.) There are two queues,
 `batch`, which is the default, and `debug`, with a limit of ten minutes and two nodes.
 
 The instance ends when its standard input does: when it is stopped, or the process that
@@ -28,7 +29,7 @@ CONFIGURATION = """
 [resource]
 noverify = true
 [[resource.config]]
-hosts = "f[1-3]"
+hosts = "127.0.0.[1-3]"
 cores = "0-1"
 gpus = "0-1"
 [queues.batch]
@@ -53,7 +54,7 @@ class Instance:
         (self.directory / "run").mkdir()
         options = [
             "--test-size=3",
-            "--test-hosts=f[1-3]",
+            "--test-hosts=127.0.0.[1-3]",
             f"--test-rundir={self.directory / 'run'}",
             f"--config-path={self.directory / 'flux.toml'}",
         ]

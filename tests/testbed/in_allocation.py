@@ -1,7 +1,7 @@
-"""A client inside a job, as a program: ``python -m tests.slurm.in_allocation STORY DIRECTORY``.
+"""A client inside a job, as a program: ``python -m tests.testbed.in_allocation STORY DIRECTORY``.
 
-Its stories are what `test_allocation.py` has run in batch jobs and shells of ``salloc``; what
-they found stands in DIRECTORY/STORY.json.
+Its stories are what the tests of ``backend="allocation"`` have run in jobs of SLURM and in Flux;
+what they found stands in DIRECTORY/STORY.json.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ from fsbroker import ClusterExecutor, errors
 LIMIT = 60.0
 
 
-def meet(directory: str, name: object, hosts: int) -> str:
-    """The node; returns once tasks on so many hosts have come."""
+def node() -> str:
+    """The node that this process is on; of Flux's, which are one machine, the socket tells."""
+    return os.environ.get("FLUX_URI", os.uname().nodename).rpartition("/")[2]
+
+
+def meet(directory: str, name: int, hosts: int) -> str:
+    """The node; returns once tasks on so many nodes have come."""
     os.makedirs(directory, exist_ok=True)
-    with open(f"{directory}/{os.uname().nodename}", "w"):
+    with open(f"{directory}/{node()}", "w"):
         pass
     while len(os.listdir(directory)) < hosts:
         time.sleep(0.05)
-    return f"{os.uname().nodename} {name}".split()[0]
+    return node() if name >= 0 else ""
 
 
 def come(directory: str, name: str, others: int) -> list[str]:
@@ -44,7 +49,7 @@ def ranks() -> tuple[str, int, int]:
 
     world = MPI.COMM_WORLD
     assert world.allreduce(world.rank) == sum(range(world.size))
-    return os.uname().nodename, world.rank, world.size
+    return node(), world.rank, world.size
 
 
 def agents_of(spool: str) -> list[str]:
