@@ -455,8 +455,22 @@ class Agent:
         if duration is None or duration > UNIT_TIME:
             return None
         reserve = UNIT_TIME / duration
-        busy = [one for one in self._crew.of(shape) if one.rows_left() < reserve]
-        return min(busy, key=Member.rows_left, default=None)
+        soon = [one for one in self._crew.of(shape) if self._is_quick(one, reserve)]
+        return min(soon, key=Member.rows_left, default=None)
+
+    def _is_quick(self, member: Member, rows: float) -> bool:
+        """It has fewer rows left than these, and does not run what may take long.
+
+        Rows that were given to a worker are not taken back: they would wait for that one.
+        """
+        if member.rows_left() >= rows:
+            return False
+        current = member.current()
+        if current is None:
+            return True
+        live, row = current
+        duration = self._durations.get(live.file.function_digest(row), UNIT_TIME)
+        return duration < UNIT_TIME
 
     def _value(self, key: bytes) -> Value:
         value = self.session.input_value(key)
