@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fsbroker.executor import ClusterExecutor, attach
     from fsbroker.future import Future
+    from fsbroker.parts import get_item_from_future, split_future
     from fsbroker.program import Completed, TaskResources, mpi_command, resources, run
 
 __version__ = "0.1.0"
@@ -18,12 +19,20 @@ __all__ = [
     "Future",
     "TaskResources",
     "attach",
+    "get_item_from_future",
     "mpi_command",
     "resources",
     "run",
+    "split_future",
 ]
 
-_MODULES = {"ClusterExecutor": "executor", "attach": "executor", "Future": "future"}
+_MODULES = {
+    "ClusterExecutor": "executor",
+    "attach": "executor",
+    "Future": "future",
+    "get_item_from_future": "parts",
+    "split_future": "parts",
+}
 
 
 def __getattr__(name: str) -> object:

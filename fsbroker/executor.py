@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fsbroker.client.loop import Agents, ClientLoop
     from fsbroker.config import Config
     from fsbroker.needs import Capacity, Resources
+    from fsbroker.parts import Batch
     from fsbroker.spool.spool import Spool
 
 
@@ -144,6 +145,17 @@ class ClusterExecutor(concurrent.futures.Executor):
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
         return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
+
+    def batched(self, iterable: Iterable[concurrent.futures.Future[Any]], n: int) -> list[Batch]:
+        """Futures of lists of ``n`` values, those that are there first; the last may be shorter.
+
+        A batch is done as soon as its futures are, in a list that keeps the order of
+        ``iterable``. A call with a batch among its arguments is submitted then, by this process.
+        Those that fail come last: a batch with one among them raises its exception.
+        """
+        from fsbroker.parts import batched
+
+        return batched(iterable, n)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls.

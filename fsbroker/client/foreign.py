@@ -3,7 +3,8 @@
     submit -> ForeignFutures -> Deferred --all done--> address with their values -> outbox
 
 Those are futures of other executors, futures of ours that have no key yet because they wait
-themselves, and futures that compute a value anew: their key would stand for the old one.
+themselves, futures that compute a value anew (their key would stand for the old one), and
+batches, of which nobody knows yet what will be in them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 from fsbroker.client.loop import ClientLoop, Submitted
 from fsbroker.future import Future, addressed_in
+from fsbroker.parts import content_of
 from fsbroker.pickling import Foreign, ForeignFutures, dependency_of
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -96,7 +98,7 @@ class Deferred:
     def _values(self) -> Foreign:
         """What is done has a value, or raises; what has a key by now stands for itself."""
         return {
-            number: future.result(0)
+            number: content_of(future)
             for number, future in self._futures.items()
             if dependency_of(future) is None and future.done()
         }
