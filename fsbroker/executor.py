@@ -10,9 +10,12 @@ in scripts that only submit now and then, and must not take the time that numpy 
 from __future__ import annotations
 
 import concurrent.futures
+import math
 import os
+import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsbroker.errors import ResourceError
@@ -129,22 +132,34 @@ class ClusterExecutor(concurrent.futures.Executor):
         *iterables: Iterable[Any],
         timeout: float | None = None,
         chunksize: int = 1,
-        **more: Any,
+        buffersize: int | None = None,
     ) -> Iterator[Any]:
         """Results of ``fn`` for the items of the iterables, in their order; as `map`.
+
+        A few thousand calls are submitted at once, others as results are taken. Whoever ends
+        the iterator early cancels what is left. Calls that are left at `shutdown`, because
+        nobody has come to take results, are submitted then.
 
         Args:
             timeout: seconds from now until the results must be there.
             chunksize: accepted, for the standard library has it. Calls travel together
                 anyhow, as many as there are, and each has a key of its own.
-            more: what the standard library's `map` takes besides (``buffersize``).
+            buffersize: how many calls may be submitted whose results were not taken. With
+                it no more than those are ever submitted.
 
         Raises:
             TimeoutError: (from the iterator) a result was not there in time.
         """
+        from fsbroker.mapping import Stream
+
         if chunksize < 1:
             raise ValueError("chunksize must be >= 1.")
-        return super().map(fn, *iterables, timeout=timeout, chunksize=chunksize, **more)
+        if buffersize is not None and not isinstance(buffersize, int):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        end = math.inf if timeout is None else time.monotonic() + timeout
+        return Stream(self._loop, partial(self.submit, fn), iterables, buffersize).results(end)
 
     def batched(self, iterable: Iterable[concurrent.futures.Future[Any]], n: int) -> list[Batch]:
         """Futures of lists of ``n`` values, those that are there first; the last may be shorter.
@@ -164,9 +179,17 @@ class ClusterExecutor(concurrent.futures.Executor):
             wait: until all have ended. Without it they go on, and their futures resolve.
             cancel_futures: cancel what no agent has begun.
         """
-        self._closed = True
         if os.getpid() != self._pid:
+            self._closed = True
             return
+        try:
+            if not cancel_futures:
+                self._loop.drain()  # what `map` still has
+        finally:
+            self._closed = True
+            self._end(wait, cancel_futures)
+
+    def _end(self, wait: bool, cancel_futures: bool) -> None:
         if cancel_futures:
             self._loop.cancel_all()
         self._loop.close()

@@ -1,0 +1,141 @@
+"""`map` over more calls than there should be futures."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import CancelledError
+from concurrent.futures import TimeoutError as FuturesTimeoutError
+
+import pytest
+
+from fsbroker import ClusterExecutor, Future
+from fsbroker.client.history import History, Phase
+from fsbroker.mapping import AHEAD
+from fsbroker.spool.spool import open_spool
+
+MANY = AHEAD + 5000
+PATIENCE = 30.0
+
+
+@pytest.fixture(scope="module")
+def exe(tmp_path_factory):
+    with ClusterExecutor(tmp_path_factory.mktemp("spool"), max_workers=2) as executor:
+        yield executor
+
+
+@pytest.fixture
+def idle(tmp_path):
+    """An executor without agents: what it submits stays pending."""
+    executor = ClusterExecutor(tmp_path / "idle", backend="none")
+    yield executor
+    executor.shutdown(wait=False, cancel_futures=True)
+
+
+def double(x):
+    return 2 * x
+
+
+def live_futures() -> int:
+    gc.collect()
+    return sum(type(obj) is Future for obj in gc.get_objects())
+
+
+class Taken:
+    """Counts what was taken of an iterable."""
+
+    def __init__(self, items) -> None:
+        self.count = 0
+        self._items = iter(items)
+
+    def __iter__(self):
+        for item in self._items:
+            self.count += 1
+            yield item
+
+
+def test_futures_do_not_pile_up(exe):
+    before = live_futures()
+    most, calls = 0, Taken(range(2 * MANY))
+    for place, value in enumerate(exe.map(double, calls)):
+        assert value == 2 * place
+        assert calls.count <= place + AHEAD + 1
+        if place % 10_000 == 0:
+            most = max(most, live_futures() - before)
+    assert calls.count == 2 * MANY
+    assert AHEAD // 2 < most <= AHEAD + 1
+    assert live_futures() - before <= 1
+
+
+def test_buffersize(exe):
+    before = live_futures()
+    calls = Taken(itertools.count())
+    results = exe.map(double, calls, buffersize=10)
+    assert calls.count == 10
+    assert [next(results) for _ in range(1000)] == [2 * n for n in range(1000)]
+    assert calls.count == 1010
+    assert live_futures() - before <= 11
+    results.close()
+
+
+@pytest.mark.parametrize(("size", "error"), [(0, ValueError), (-1, ValueError), ("4", TypeError)])
+def test_wrong_buffersize(idle, size, error):
+    with pytest.raises(error, match="buffersize"):
+        idle.map(double, [1], buffersize=size)
+
+
+def test_end_before_the_end_cancels_what_is_left(exe, idle):
+    results = exe.map(double, itertools.count())
+    assert next(results) == 0
+    results.close()
+    assert list(results) == []
+    pending = idle.map(double, range(MANY), timeout=0.01)
+    futures = [o for o in gc.get_objects() if type(o) is Future and o._loop is idle._loop]
+    with pytest.raises(FuturesTimeoutError):
+        next(pending)
+    assert AHEAD <= len(futures) <= AHEAD + 1
+    assert all(future.cancelled() for future in futures)
+
+
+def test_lists_are_taken_as_they_are(idle):
+    items = list(range(MANY))
+    results = idle.map(double, items)
+    items.clear()
+    idle._loop.drain()
+    assert idle._loop.feeds == set()
+    results.close()
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_calls_whose_results_nobody_takes(tmp_path, wait):
+    """They may be made for their effects: by the time the executor ends they are in the spool."""
+    exe = ClusterExecutor(tmp_path / "spool", max_workers=2)
+    exe.map(double, range(MANY))
+    results = exe.map(double, range(MANY, 2 * MANY))
+    exe.shutdown(wait=wait)
+    assert list(results) == [2 * n for n in range(MANY, 2 * MANY)]
+    again = ClusterExecutor(tmp_path / "spool", backend="none", tag="again")
+    try:
+        assert list(again.map(double, range(2 * MANY), timeout=PATIENCE))[-1] == 2 * (2 * MANY - 1)
+    finally:
+        again.shutdown(wait=False, cancel_futures=True)
+
+
+def test_shutdown_that_cancels(idle):
+    results = idle.map(double, range(MANY))
+    idle.shutdown(wait=True, cancel_futures=True)
+    with pytest.raises(CancelledError):
+        list(results)
+
+
+def test_script_that_ends_without_taking_results(tmp_path):
+    script = f"""
+        from fsbroker import ClusterExecutor
+        ClusterExecutor({str(tmp_path / "spool")!r}, backend="none").map(abs, range({MANY}))
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+    history = History(open_spool(tmp_path / "spool"))
+    assert history.counts()[Phase.READY] == MANY
