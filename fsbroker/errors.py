@@ -61,7 +61,7 @@ class FileRefused(SpoolError):
     """A file of the spool is not what fsbroker would have written there."""
 
 
-class FormatTooNew(SpoolError):
+class FormatTooNew(FileRefused):
     """The file was written by a newer fsbroker."""
 
 

@@ -188,9 +188,10 @@ def test_a_damaged_task_file_is_set_aside_and_the_others_run(spool):
     with open(f"{spool.files.root}/{spool.area.task_file(bad)}", "r+b") as file:
         file.write(b"\0" * 2000)
     one = finish(spool)
-    assert set(one.live.damaged) == {bad}
+    (aside,) = spool.files.names(spool.area.quarantine)
+    assert aside.endswith(f"{bad}.h5")
     assert set(found_in(agent(spool).results)) == {key_of("b")}
-    assert good not in one.live.damaged
+    assert good not in one.live.unreadable
 
 
 def test_the_lower_name_runs_what_two_clients_submit(spool):
@@ -200,7 +201,7 @@ def test_the_lower_name_runs_what_two_clients_submit(spool):
     newer = second.publish(lane(), [row("a")], keys)
     one = finish(spool)
     assert [file.files for file in news(agent(spool).results, deep=True)] == [[older]]
-    assert newer not in one.live.damaged
+    assert newer not in one.live.unreadable
     for session in (first, second):
         assert [ended.tickets for ended in session.poll(deep=True)] == [[(0, keys[0])]]
 

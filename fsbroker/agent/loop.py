@@ -36,6 +36,7 @@ from fsbroker.agent.workers import Lost
 from fsbroker.errors import (
     DependencyFailed,
     FileDamaged,
+    FormatTooNew,
     FsbrokerError,
     OutOfMemory,
     SpoolError,
@@ -174,6 +175,7 @@ class Agent:
         self._trouble_since: float | None = None
         self._retry_after = RETRY
         self._over = ""
+        self._too_new: FormatTooNew | None = None
         self._wake_reader, self._wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
     def _settings(self, slot: Slot) -> Settings:
@@ -214,8 +216,13 @@ class Agent:
             while not self._over:
                 self._try_turn()
             self._wind_up()
+            if (newer := self.session.live.newer()) is not None:
+                raise newer
         except Sealed:
             return 3
+        except FormatTooNew as error:
+            self._refuse(error)
+            raise
         except (OSError, SpoolError):
             self._give_up()
             raise
@@ -242,10 +249,13 @@ class Agent:
         self._publish()
         self._crew.close()
         self.session.leave(self._over)
-        if self._over not in (_TOLD, _GONE):
-            # A job whose agent cannot run its one task would be submitted again for ever.
-            failure = self._over == IDLE and self.session.only_is_ready()
-            self._jobs.over(self._over, failure=failure)
+        if self._over in (_TOLD, _GONE):
+            return
+        # A job whose agent cannot run its one task would be submitted again for ever.
+        newer = self._too_new or self.session.live.newer()
+        failure = newer is not None or (self._over == IDLE and self.session.only_is_ready())
+        self._jobs.over(str(newer or self._over), failure=failure)
+        if newer is None:
             self._jobs.succeed(self.session.ready_rows(), self._walltime.until_end())
 
     def _try_turn(self) -> None:
@@ -275,6 +285,12 @@ class Agent:
         """What cannot be published runs again elsewhere, at no attempt: it did not fail."""
         with suppress(OSError, SpoolError, Sealed):
             self.session.abandon("the agent could not use the spool")
+
+    def _refuse(self, error: FormatTooNew) -> None:
+        """Leave in order, so that nobody is charged for what this version cannot read."""
+        if not self._over:
+            self._over, self._too_new = str(error), error
+            self._wind_up()
 
     def _turn(self) -> None:
         self._pay()
@@ -441,6 +457,8 @@ class Agent:
                 if member is None:
                     return
                 member.assign(unit, self._value, now)
+            except FormatTooNew:
+                raise  # the agent's shortcoming, not the task's
             except FsbrokerError as error:
                 self._fail(unit, error)
             self._units.popleft()

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.waiting import Waiting
-from fsbroker.errors import FileDamaged, FileRefused, SpoolError
+from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew, SpoolError
 from fsbroker.spool import archive, packs, presence, streams
 from fsbroker.spool.index import Results
 from fsbroker.spool.layout import Presence, parse_cancel
@@ -477,6 +477,8 @@ class AgentSession:
                     return None
         self.results.poll(deep=True)
         found = self.results.find(key)
+        if found is None and self.live.newer() is not None:
+            return None  # its row may stand where this version cannot look
         return Status(found.status) if found is not None else Status.CANCELLED
 
     def _fail(self, live: LiveFile, rows: Sequence[int]) -> None:
@@ -701,7 +703,11 @@ class AgentSession:
         if any(path.startswith(own) for path in self.results.damaged):
             for stem, rows in list(self._published.items()):
                 self._reopen_lost(stem, rows)
-        damaged = [self._area.task_file(stem) for stem in self.live.damaged]
+        damaged = [
+            self._area.task_file(stem)
+            for stem, error in self.live.unreadable.items()
+            if not isinstance(error, FormatTooNew)
+        ]
         for path in [*damaged, *self.results.damaged]:
             if not self._is_top(path):
                 with suppress(FileNotFoundError):

@@ -29,7 +29,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fsbroker.client.outcomes import Reader
 from fsbroker.client.session import MISSED, ClientSession, Lane
-from fsbroker.errors import FsbrokerError, KeyConflict, SpoolError, SpoolMissing, TaskLost
+from fsbroker.errors import (
+    FormatTooNew,
+    FsbrokerError,
+    KeyConflict,
+    SpoolError,
+    SpoolMissing,
+    TaskLost,
+)
 from fsbroker.future import Future
 from fsbroker.keys import UNKNOWN
 from fsbroker.spool.blobs import store
@@ -462,7 +469,7 @@ class ClientLoop:
         """File calls fail: go on trying for a while, then tell everybody who waits."""
         now = self.spool.files.monotonic()
         self._trouble_since = self._trouble_since or now
-        if now - self._trouble_since < PATIENCE:
+        if now - self._trouble_since < PATIENCE and not isinstance(error, FormatTooNew):
             threading.Event().wait(RETRY)
             return
         with self._idle:

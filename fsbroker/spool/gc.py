@@ -297,8 +297,8 @@ class _Survey:
 
     def _archived(self) -> Iterator[Item]:
         for path in archive.listing(self._files, self._area):
-            if self._age(path) <= self._wishes.older_than:
-                continue
+            if self._age(path) <= self._wishes.older_than or path in self._unreadable:
+                continue  # what cannot be read may have a tag
             try:
                 sizes = {stem: raw.size for stem, raw in archive.opened(self._files, path)}
             except (FileNotFoundError, FileDamaged, FileRefused):

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Presence, is_agent, parse_pack
 from fsbroker.spool.presence import listing
@@ -186,6 +186,8 @@ class Results:
             return self._opened(path)
         except FileNotFoundError:
             return None
+        except FormatTooNew:
+            raise  # who cannot read an outcome must not conclude that there is none
         except FileRefused:
             if is_seal(self._files, self._area, agent, number):
                 self._streams[agent].closed = last

@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 
-from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew
 from fsbroker.spool.container import Image
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Stem, parse_record, parse_stem
@@ -120,14 +120,14 @@ class LiveFiles:
     """The live task files of an area, as one process sees them, in the order of their names.
 
     Attributes:
-        damaged: stems of task files that cannot be read, with the reason.
+        unreadable: stems of task files that cannot be read, with the reason.
     """
 
     def __init__(self, files: Files, area: Area) -> None:
         self._files = files
         self._area = area
         self._live: dict[str, LiveFile] = {}
-        self.damaged: dict[str, Exception] = {}
+        self.unreadable: dict[str, Exception] = {}
 
     def poll(self, *, afresh: bool = False) -> list[LiveFile]:
         """Look which are there; those that were not there before.
@@ -141,8 +141,10 @@ class LiveFiles:
         there = {name[:-3] for name in names if name.endswith(".h5")}
         for stem in self._live.keys() - there:
             del self._live[stem]
+        for stem in self.unreadable.keys() - there:
+            del self.unreadable[stem]
         new = []
-        for stem in sorted(there - self._live.keys() - self.damaged.keys()):
+        for stem in sorted(there - self._live.keys() - self.unreadable.keys()):
             parsed = parse_stem(stem)
             if parsed is not None:
                 self._live[stem] = LiveFile(self._files, self._area, stem, parsed)
@@ -166,8 +168,16 @@ class LiveFiles:
 
     def set_aside(self, stem: str, error: Exception) -> None:
         """It cannot be read: keep the reason, and go on with the others."""
-        self.damaged[stem] = error
+        self.unreadable[stem] = error
         self.forget(stem)
+
+    def newer(self) -> FormatTooNew | None:
+        """Why some task file is for a newer fsbroker; None if none is.
+
+        Its tasks run where agents know the format, and may be those that others wait for.
+        """
+        refused = (one for one in self.unreadable.values() if isinstance(one, FormatTooNew))
+        return next(refused, None)
 
     def holding(
         self, keys: list[bytes], besides: Container[str] = ()

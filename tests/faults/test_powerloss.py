@@ -105,7 +105,7 @@ def claims_are_kept(spool):
             for (stem, row), seen in outcomes(spool).items():
                 if stem == live.stem:
                     assert live.log.fold.owner_of(row) == seen.agent, "a claim is lost"
-    assert not files.damaged
+    assert not files.unreadable
 
 
 def no_empty_files(spool):

@@ -55,7 +55,11 @@ class ByHand:
 
     def claim(self, agent: AgentSession, count: int = 100):
         agent.live.poll()
-        return agent.claim(lambda _, ready: min(count, len(ready)), thorough=True)
+
+        def want(live, ready):
+            return min(count, len(ready)) if live.file.rows.size else 0  # read it, as agents do
+
+        return agent.claim(want, thorough=True)
 
     def end(self, agent: AgentSession, claim, failing=(), values=None) -> None:
         """Publish the outcomes of claimed rows, inputs before their dependents: one file."""
