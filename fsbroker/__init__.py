@@ -7,6 +7,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from fsbroker.executor import ClusterExecutor, attach
+    from fsbroker.executorlib import (
+        BaseExecutor,
+        FluxClusterExecutor,
+        FluxJobExecutor,
+        SingleNodeExecutor,
+        SlurmClusterExecutor,
+        SlurmJobExecutor,
+    )
     from fsbroker.future import Future
     from fsbroker.parts import get_item_from_future, split_future
     from fsbroker.program import Completed, TaskResources, mpi_command, resources, run
@@ -14,9 +22,15 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BaseExecutor",
     "ClusterExecutor",
     "Completed",
+    "FluxClusterExecutor",
+    "FluxJobExecutor",
     "Future",
+    "SingleNodeExecutor",
+    "SlurmClusterExecutor",
+    "SlurmJobExecutor",
     "TaskResources",
     "attach",
     "get_item_from_future",
@@ -26,12 +40,14 @@ __all__ = [
     "split_future",
 ]
 
+_FACES = ("Base", "SingleNode", "SlurmCluster", "SlurmJob", "FluxCluster", "FluxJob")
 _MODULES = {
     "ClusterExecutor": "executor",
     "attach": "executor",
     "Future": "future",
     "get_item_from_future": "parts",
     "split_future": "parts",
+    **{f"{face}Executor": "executorlib" for face in _FACES},
 }
 
 

@@ -74,9 +74,15 @@ class Config:
         max_workers: cores of each local agent (None: all that the process may use), or of
             each queue job that drains the spool (None: what its largest task needs).
         agents: how many local agents.
+        workers: of a local agent that may be busy at once; None: as many as fit its cores.
+        keep: False: the spool is a temporary directory; it is removed, and its agents end, with
+            the executor, and calls are not cached.
         resource_dict: defaults for every call (`Resources`).
         tag: a name under which tasks are found again.
         watch: how to see news.
+        refresh_rate: the most seconds between two looks for news; None: 5.
+        log_obj_size: log how many bytes arguments and values have.
+        disable_dependencies: refuse futures among arguments.
         idle_timeout: seconds after which an agent without work ends.
         block_allocation: True: queue jobs drain the spool; False: one for each task.
         min_jobs, max_jobs: how many queue jobs; None: 100.
@@ -102,9 +108,14 @@ class Config:
     backend: str = "local"
     max_workers: int | None = None
     agents: int = 1
+    workers: int | None = None
+    keep: bool = True
     resource_dict: Mapping[str, Any] = field(default_factory=dict)
     tag: str = ""
     watch: str = "auto"
+    refresh_rate: float | None = None
+    log_obj_size: bool = False
+    disable_dependencies: bool = False
     idle_timeout: float = 120.0
     block_allocation: bool = False
     min_jobs: int = 0
@@ -237,8 +248,13 @@ _KINDS = {
     "backend": _one_of(*BACKENDS),
     "max_workers": _integer(1),
     "agents": _integer(1),
+    "workers": _integer(1),
+    "keep": _BOOL,
     "tag": _Kind(lambda value: isinstance(value, str), "a text", is_text=True),
     "watch": _one_of(*WATCHES),
+    "refresh_rate": _SECONDS,
+    "log_obj_size": _BOOL,
+    "disable_dependencies": _BOOL,
     "idle_timeout": _SECONDS,
     "block_allocation": _BOOL,
     "min_jobs": _integer(0),

@@ -22,9 +22,10 @@ from fsbroker.errors import ResourceError
 from fsbroker.future import Future
 
 if TYPE_CHECKING:
-    from fsbroker.client.loop import Agents, ClientLoop
+    from fsbroker.client.loop import Agents, ClientLoop, Habits
+    from fsbroker.client.submitter import Preset
     from fsbroker.config import Config
-    from fsbroker.needs import Capacity, Resources
+    from fsbroker.needs import Allowance, Capacity, Resources
     from fsbroker.parts import Batch
     from fsbroker.spool.spool import Spool
 
@@ -45,6 +46,8 @@ class ClusterExecutor(concurrent.futures.Executor):
             that of an allocation (default: all of its cores), or of each queue job that
             drains the spool (default: what its largest task needs).
         resource_dict: defaults for every call (`Resources`).
+        init_function: called once in each worker, before the first call; what the dict that
+            it returns says of parameters fills those that calls leave out.
         options: other settings, by the names of `fsbroker.config.Config`: ``tag``, ``watch``,
             ``idle_timeout``, ``agents``, ``block_allocation``, ``max_jobs``, ``job_time``, ...
             What is not given here comes from the environment and from settings files
@@ -62,36 +65,41 @@ class ClusterExecutor(concurrent.futures.Executor):
         backend: str | None = None,
         max_workers: int | None = None,
         resource_dict: Mapping[str, Any] | None = None,
+        *,
+        init_function: Preset | None = None,
         **options: Any,
     ) -> None:
         from fsbroker.client.loop import ClientLoop
-        from fsbroker.client.submitter import Submitter
+        from fsbroker.client.submitter import Submitter, Terms
         from fsbroker.config import load
         from fsbroker.needs import Resources, merged
         from fsbroker.spool.spool import create
 
         named = {"backend": backend, "max_workers": max_workers}
         self._config = load(spool=spool and os.fspath(spool), **named, **options)
-        if self._config.spool is None:
-            raise ResourceError(
-                "No spool is named", "spool", "Give a directory, or set FSBROKER_SPOOL"
-            )
+        keep = self._config.keep
         site_keys = _site_keys(self._config)
-        defaults = merged(Resources(), self._config.resource_dict)
+        defaults = merged(Resources(cache="reuse" if keep else "off"), self._config.resource_dict)
         defaults = merged(defaults, resource_dict, site_keys)
-        self._spool = create(self._config.spool)
+        self._spool = create(_directory(self._config, spool), durable=keep)
         back = self._back = _backend(self._spool, self._config)
-        self._loop = ClientLoop(self._spool, back.agents, self._config.watch)
-        self._submitter = Submitter(
-            self._loop, defaults, back.capacity, self._config.tag, site_keys
+        self._loop = ClientLoop(self._spool, back.agents, _habits(self._config))
+        terms = Terms(
+            defaults,
+            self._config.tag,
+            site_keys,
+            init_function,
+            dependencies=not self._config.disable_dependencies,
+            log_sizes=self._config.log_obj_size,
         )
+        self._submitter = Submitter(self._loop, back.capacity, terms)
         # Libraries ask a pool for it, to choose their chunks.
         self._max_workers = self._config.max_workers or len(os.sched_getaffinity(0))
         self._closed = False
         self._pid = os.getpid()
         # Collected without `shutdown`, it takes no more calls; futures still resolve.
         self._finalizer = weakref.finalize(self, self._loop.close)
-        self._finalizer.atexit = False
+        self._finalizer.atexit = not keep  # nothing of it may stay
 
     def submit(  # type: ignore[override]
         self,
@@ -196,6 +204,15 @@ class ClusterExecutor(concurrent.futures.Executor):
         if wait:
             self._loop.wait()
 
+    def _resize(self, allowed: Allowance) -> None:
+        """Have the agents that this executor started use more, or less, from now on."""
+        if self._back.agents is not None:
+            self._back.agents.resize(allowed)
+        capacity = self._submitter.capacity
+        if allowed.cores and capacity is not None:
+            source = f"max_workers={allowed.cores}"
+            self._submitter.capacity = capacity._replace(cores=allowed.cores, cores_from=source)
+
     def job_script(self, resource_dict: Mapping[str, Any] | None = None) -> str:
         """The job script that a task with these resources would be run by; submits nothing.
 
@@ -265,6 +282,38 @@ class _Backend(NamedTuple):
     script: Callable[[Resources], str] | None = None
 
 
+def _habits(config: Config) -> Habits:
+    from fsbroker.client.loop import Habits
+    from fsbroker.spool.watch import LAST_DELAY
+
+    slowest = config.refresh_rate or LAST_DELAY
+    return Habits(config.watch, slowest, config.log_obj_size, config.keep)
+
+
+def _directory(config: Config, given: str | os.PathLike[str] | None) -> str:
+    """Of the spool; a private one is named after this process, so that it can be swept up."""
+    if not config.keep:
+        if given is not None:
+            cure = "Leave the spool out, or keep it"
+            raise ResourceError("A spool that is not kept is a temporary directory", given, cure)
+        from fsbroker.agent import scratch
+
+        scratch.sweep()
+        return scratch.make(_shared_by_nodes() if config.backend == "allocation" else None)
+    if config.spool is None:
+        raise ResourceError("No spool is named", "spool", "Give a directory, or set FSBROKER_SPOOL")
+    return config.spool
+
+
+def _shared_by_nodes() -> str | None:
+    """A directory that all nodes of the allocation see; None: this node is the only one."""
+    alone = os.environ.get("SLURM_JOB_NUM_NODES") == "1" and "SLURMD_NODENAME" in os.environ
+    if alone and "FLUX_URI" not in os.environ:
+        return None
+    here = os.getcwd()
+    return here if os.access(here, os.W_OK) else os.path.expanduser("~")
+
+
 def _site_keys(config: Config) -> frozenset[str]:
     """Keys of resources that the job template of the site adds."""
     if config.backend not in ("slurm", "flux"):
@@ -279,11 +328,8 @@ def _backend(spool: Spool, config: Config) -> _Backend:
         return _Backend()
     if config.backend == "local":
         from fsbroker.launch.local import LocalLauncher
-        from fsbroker.launch.settings import mpi_options
 
-        cores = config.max_workers or len(os.sched_getaffinity(0))
-        options = mpi_options(config, "mpiexec")
-        local = LocalLauncher(spool, cores, config.agents, config.idle_timeout, options)
+        local = LocalLauncher(spool, config)
         return _Backend(local, local.capacity)
     if config.backend == "allocation":
         return _in_allocation(spool, config)
@@ -297,11 +343,9 @@ def _backend(spool: Spool, config: Config) -> _Backend:
 def _in_allocation(spool: Spool, config: Config) -> _Backend:
     from fsbroker.agent.slots import Slots
     from fsbroker.launch.allocation import AllocationLauncher, allotment
-    from fsbroker.launch.settings import mpi_options
 
     wanted = allotment(config.max_workers, config.nodes_per_job)
-    options = mpi_options(config, "srun" if wanted.kind == "slurm" else "flux")
-    agents = AllocationLauncher(spool, wanted, config.max_workers, config.idle_timeout, options)
+    agents = AllocationLauncher(spool, config, wanted)
     return _Backend(agents, agents.capacity._replace(fits=Slots(wanted.nodes).could_fit))
 
 

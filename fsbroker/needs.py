@@ -3,6 +3,7 @@
     Resources   one call's wishes, with defaults filled in
     Shape       the part of them that an agent must have free, as it stands in file names
     Capacity    the most that agents of one kind can ever have free
+    Allowance   what an agent may use of it, as its client tells while both run
 
 Wishes that no agent can grant are refused before anything is submitted: a task that
 nobody can run would wait for ever.
@@ -81,6 +82,7 @@ class Resources:
             constraint: of its queue job.
         slurm_cmd_args: more arguments for the scheduler's submit command.
         submission_template: the job script, as a Jinja template.
+        openmpi_oversubscribe: there may be more ranks than cores.
         site: other keys, which the site's own job template knows, with their values.
     """
 
@@ -103,6 +105,7 @@ class Resources:
     constraint: str | None = None
     slurm_cmd_args: tuple[str, ...] = ()
     submission_template: str | None = None
+    openmpi_oversubscribe: bool = False
     site: tuple[tuple[str, Any], ...] = ()
 
     @property
@@ -241,6 +244,8 @@ _TEXT = _Rule(_is_text, "a string", optional=True)
 _LINE = _Rule(_is_line, "one line of text", optional=True)
 _SITE_VALUE = _Rule(_is_site_value, "a number, True, False or one line of text")
 
+_BOOL = _Rule(lambda value: type(value) is bool, "True or False")
+
 _RULES = {
     "cores": _integer(1, 4096),
     "threads_per_core": _integer(1, 4096),
@@ -259,7 +264,8 @@ _RULES = {
     "constraint": _LINE,
     "slurm_cmd_args": _Rule(_are_lines, "a list of lines of text"),
     "submission_template": _TEXT,
-    "exclusive": _Rule(lambda value: type(value) is bool, "True or False"),
+    "exclusive": _BOOL,
+    "openmpi_oversubscribe": _BOOL,
     "cache": _Rule(
         lambda value: type(value) is str and value in CACHE_MODES,
         f"one of {', '.join(map(repr, CACHE_MODES))}",
@@ -273,6 +279,27 @@ def _check(key: str, value: Any, rule: _Rule) -> None:
 
 
 # -- what is there -----------------------------------------------------------------------
+
+
+class Allowance(NamedTuple):
+    """What an agent may use.
+
+    Attributes:
+        cores: of its own node; 0: as before.
+        workers: that may be busy at once; 0: as many as fit.
+    """
+
+    cores: int = 0
+    workers: int = 0
+
+    def line(self) -> bytes:
+        """How it is told to an agent."""
+        return json.dumps(self._asdict()).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, line: bytes) -> Allowance:
+        """One that was told."""
+        return cls(**json.loads(line))
 
 
 class Capacity(NamedTuple):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 KEY_BYTES = 20
+WORKER_ID = "executorlib_worker_id"
+"""A parameter of this name is filled with the number of the worker; executorlib's name for it."""
 
 
 class Encoding(enum.IntEnum):

@@ -858,4 +858,5 @@ def test_the_plan_is_no_secret(bench: Bench) -> None:
         "area": "users/u",
         "durable": False,
         "cpus": None,
+        "number": 0,
     }

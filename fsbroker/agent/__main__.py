@@ -54,6 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--expect", default="", help="the environment that it was submitted for")
     parser.add_argument("--queue", default="", help="digest of what its job has of the site")
     parser.add_argument("--row", help="the one task to run: its file and row, with a point between")
+    parser.add_argument("--workers", type=int, default=0, help="busy at once; 0: all that fit")
+    parser.add_argument("--first-worker", type=int, default=0, help="the least of their numbers")
+    parser.add_argument("--leash", action="store_true", help="take wishes from stdin")
+    parser.add_argument(
+        "--private", action="store_true", help="with --leash: end with stdin, and remove the spool"
+    )
     parser.add_argument("--oversubscribe", action="store_true", help="more ranks than cores")
     parser.add_argument("--watch", choices=("auto", "watchdog", "polling"), default="auto")
     options = parser.parse_args(arguments)
@@ -86,6 +92,10 @@ def main(arguments: list[str] | None = None) -> int:
         job=options.job,
         queue=options.queue,
         only=_row(options.row) if options.row else None,
+        workers=options.workers,
+        first_worker=options.first_worker,
+        leashed=options.leash,
+        private=options.private,
     )
     origin = {
         "host": platform.node(),

@@ -10,17 +10,20 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Union
 
-from fsbroker.agent.messages import Call, Ended, Forget, Function, Input, Returned, Slice
+from fsbroker.agent.messages import Call, Ended, Forget, Function, Input, Preset, Returned, Slice
 from fsbroker.agent.processes import Settings
 from fsbroker.agent.slots import Slot, Slots
 from fsbroker.agent.workers import SerialWorker
 from fsbroker.errors import FsbrokerError
-from fsbroker.needs import Shape
+from fsbroker.needs import Shape, parse_shape
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import ranges_of
 from fsbroker.spool.streams import Bulk
+from fsbroker.spool.taskfile import FunctionEntry, TaskFile
 from fsbroker.task import Status
 
 if TYPE_CHECKING:
@@ -28,6 +31,27 @@ if TYPE_CHECKING:
     from fsbroker.agent.relay import Relay
 
 Worker = Union[SerialWorker, "MpiWorker"]
+
+
+class Kind(NamedTuple):
+    """What two tasks must share to run in the same worker.
+
+    Attributes:
+        preset: digest of the ``init_function`` that it has run.
+        oversubscribe: there may be more ranks than cores.
+    """
+
+    shape: Shape
+    preset: bytes = b""
+    oversubscribe: bool = False
+
+
+def kind_of(live: LiveFile) -> Kind | None:
+    """The kind of worker for all tasks of a file; None if its name tells of no shape."""
+    shape, meta = parse_shape(live.name.shape), live.file.meta
+    if shape is None:
+        return None
+    return Kind(shape, bytes.fromhex(meta.get("preset", "")), meta.get("oversubscribe", False))
 
 
 class Unit(NamedTuple):
@@ -69,11 +93,14 @@ class Member:
 
     Attributes:
         heard: when it last reported, or was given its first row: monotonic seconds.
+        prepared: its preset has run, if it has one.
     """
 
-    def __init__(self, worker: Worker, slot: Slot) -> None:
+    def __init__(self, worker: Worker, slot: Slot, kind: Kind) -> None:
         self.worker = worker
         self.slot = slot
+        self.kind = kind
+        self.prepared = not kind.preset
         self.heard = 0.0
         self.doom: Doom | None = None
         self._assignments: deque[Assignment] = deque()
@@ -105,15 +132,17 @@ class Member:
         self._functions.update(one.digest for one in sent if isinstance(one, Function))
         self.worker.send(*sent)
 
-    def _new_functions(self, unit: Unit) -> Iterator[Function]:
-        """Those that the worker does not have yet."""
+    def _new_functions(self, unit: Unit) -> Iterator[Function | Preset]:
+        """Those that the worker does not have yet; the preset first."""
         file = unit.live.file
+        if (preset := file.preset) is not None and preset.digest not in self._functions:
+            yield _sent(preset, file)
+            yield Preset(preset.digest)
         for number in dict.fromkeys(file.rows["function"][list(unit.rows)].tolist()):
             row = int((file.rows["function"] == number).argmax())
             function = file.function(row)
-            path, cwd = tuple(file.meta["path"]), file.meta["cwd"]
             if function.digest not in self._functions:
-                yield Function(function.digest, function.name, function.pickle, path, cwd)
+                yield _sent(function, file)
 
     def report(self, message: Returned | Ended) -> tuple[LiveFile, Sequence[int]]:
         """The task rows that a report is of; they are no longer here."""
@@ -133,6 +162,11 @@ class Member:
         units = [Unit(one.unit.live, one.left(), one.unit.simple) for one in self._assignments]
         self._assignments.clear()
         return units
+
+
+def _sent(function: FunctionEntry, file: TaskFile) -> Function:
+    path, cwd = tuple(file.meta["path"]), file.meta["cwd"]
+    return Function(function.digest, function.name, function.pickle, path, cwd)
 
 
 def _slices(assignment: Assignment) -> Iterator[Slice]:
@@ -233,6 +267,10 @@ class Crew:
     Args:
         make: the settings of a worker in a slot.
         selector: what the agent waits with; a worker's data there is its `Member`.
+        first: the least number that a worker of this agent has.
+
+    Attributes:
+        limit: workers that may be busy at once; 0: as many as fit.
     """
 
     def __init__(
@@ -240,51 +278,65 @@ class Crew:
         slots: Slots,
         make: Callable[[Slot], Settings],
         selector: selectors.BaseSelector,
+        first: int = 0,
     ) -> None:
         self._slots = slots
         self._selector = selector
         self._make = make
+        self._first = first
         self._relays: dict[str, Relay] = {}
+        self.limit = 0
         self.members: list[Member] = []
 
     def room(self, shape: Shape) -> int:
         """How many more workers of this shape could be busy, if idle ones of others gave way."""
-        return self._slots.room(shape, [one.slot for one in self.members if one.is_idle()])
+        idle = [one.slot for one in self.members if one.is_idle()]
+        found = self._slots.room(shape, idle)
+        busy = len(self.members) - len(idle)
+        return min(found, max(0, self.limit - busy)) if self.limit else found
 
-    def of(self, shape: Shape) -> list[Member]:
-        """The busy workers of this shape."""
-        return [one for one in self.members if one.slot.shape == shape and not one.is_idle()]
+    def of(self, kind: Kind) -> list[Member]:
+        """The busy workers of this kind."""
+        return [one for one in self.members if one.kind == kind and not one.is_idle()]
 
-    def idle(self, shape: Shape) -> Member | None:
-        """An idle worker of this shape, started if there is room for it.
+    def idle(self, kind: Kind) -> Member | None:
+        """An idle worker of this kind, started if there is room for it.
 
         Raises:
             MissingProgram: no worker of this shape can be started here.
         """
+        if self.limit and sum(not one.is_idle() for one in self.members) >= self.limit:
+            return None
         for member in self.members:
-            if member.slot.shape == shape and member.is_idle():
+            if member.kind == kind and member.is_idle():
                 return member
-        slot = self._slots.take(shape)
-        while slot is None and self._evict(shape):
-            slot = self._slots.take(shape)
-        return self._start(slot) if slot is not None else None
+        while self.limit and len(self.members) >= self.limit:
+            self._evict()
+        slot = self._slots.take(kind.shape)
+        while slot is None and self._evict():
+            slot = self._slots.take(kind.shape)
+        return self._start(slot, kind) if slot is not None else None
 
-    def _evict(self, shape: Shape) -> bool:
-        """Stop an idle worker of another shape; its slot is free at once."""
+    def _evict(self) -> bool:
+        """Stop an idle worker; its slot is free at once."""
         for member in self.members:
-            if member.is_idle() and member.slot.shape != shape:
+            if member.is_idle():
                 self.dismiss(member)
                 return True
         return False
 
-    def _start(self, slot: Slot) -> Member:
-        settings = self._make(slot)
+    def _start(self, slot: Slot, kind: Kind) -> Member:
+        taken = {one.worker.settings.number for one in self.members}
+        number = next(free for free in count(self._first) if free not in taken)
+        settings = replace(self._make(slot), number=number)
+        if kind.oversubscribe:
+            settings = replace(settings, oversubscribe=True)
         try:
             worker = self._worker(settings, slot.shape.cores)
         except (FsbrokerError, OSError):
             self._slots.give_back(slot)
             raise
-        member = Member(worker, slot)
+        member = Member(worker, slot, kind)
         self.members.append(member)
         self._selector.register(worker, selectors.EVENT_READ, member)
         return member

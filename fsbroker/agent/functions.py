@@ -1,21 +1,35 @@
-"""The functions that a worker has loaded, and the surroundings that each expects."""
+"""The functions that a worker has loaded, and the surroundings that each expects.
+
+A *preset* (``init_function``) runs once, before the first row. What its dict returns stays in
+the worker, and fills those parameters of later functions that a call leaves out; the number
+of the worker does so from the start.
+"""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import wraps
 from typing import Any
 
 from fsbroker.agent.messages import Function
 from fsbroker.errors import CodeChanged, TaskError
+from fsbroker.task import WORKER_ID
 
 
 class Functions:
-    """Loads each function once, and puts the worker into its directory and ``sys.path``."""
+    """Loads each function once, and puts the worker into its directory and ``sys.path``.
 
-    def __init__(self) -> None:
+    Attributes:
+        preset: digest of the function that is still to run before the first row.
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self.preset: bytes | None = None
+        self._memory: dict[str, Any] = {WORKER_ID: number}
         self._known: dict[bytes, Function] = {}
         self._loaded: dict[bytes, Callable[..., Any]] = {}
         self._entries: tuple[str, ...] = ()
@@ -26,6 +40,23 @@ class Functions:
 
     def name(self, digest: bytes) -> str:
         return self._known[digest].name
+
+    def run_preset(self, digest: bytes) -> None:
+        """Keep what a preset returns; one that fails runs again before the next row.
+
+        Raises:
+            TaskError: it returned no dict.
+            Exception: whatever it raises.
+        """
+        function, directory = self.enter(digest)
+        os.close(directory)
+        found = function()
+        if not isinstance(found, Mapping):
+            where = f"{self.name(digest)} returned {type(found).__name__}"
+            cure = 'For example {"name of a parameter": value}; {} for nothing.'
+            raise TaskError("An init_function must return a dict", where, cure)
+        self._memory.update(found)
+        self.preset = None
 
     def enter(self, digest: bytes) -> tuple[Callable[..., Any], int]:
         """The function, and a descriptor of the directory that we are in now, to be closed.
@@ -58,8 +89,40 @@ class Functions:
             importlib.invalidate_caches()  # modules written since we last looked
             loaded = pickling.load_function(function.pickle)
             _check(loaded, function, stale)
-            self._loaded[function.digest] = loaded
+            self._loaded[function.digest] = filling(loaded, self._memory)
         return self._loaded[function.digest]
+
+
+def filling(function: Callable[..., Any], memory: Mapping[str, Any]) -> Callable[..., Any]:
+    """A function whose parameters are filled from ``memory``, where a call leaves them out."""
+    wanted = _places(function, memory)
+    if not wanted:
+        return function
+
+    @wraps(function)
+    def filled(*args: Any, **kwargs: Any) -> Any:
+        given = len(args)
+        for name, place in wanted.items():
+            if given <= place and name not in kwargs:
+                kwargs[name] = memory[name]
+        return function(*args, **kwargs)
+
+    return filled
+
+
+def _places(function: Callable[..., Any], names: Mapping[str, Any]) -> dict[str, int]:
+    """Parameters of these names: from how many positional arguments on they have a value."""
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some builtins do not tell
+        return {}
+    found = {}
+    for place, one in enumerate(parameters):
+        if one.name in names and one.kind == one.POSITIONAL_OR_KEYWORD:
+            found[one.name] = place
+        elif one.name in names and one.kind == one.KEYWORD_ONLY:
+            found[one.name] = sys.maxsize
+    return found
 
 
 def _change_directory(path: str) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import signal
 import time
 from array import array
@@ -23,10 +24,11 @@ from typing import Any, NamedTuple
 
 from fsbroker.agent import scratch
 from fsbroker.agent.allocation import Allocation
-from fsbroker.agent.crew import Crew, Doom, Member, Unit, bulk_of, units_of
+from fsbroker.agent.crew import Crew, Doom, Member, Unit, bulk_of, kind_of, units_of
 from fsbroker.agent.failures import TIME_IS_OVER, given_up
 from fsbroker.agent.launchers import TABLE
-from fsbroker.agent.messages import Ended, Output, Returned
+from fsbroker.agent.leash import Leash
+from fsbroker.agent.messages import Ended, Output, Prepared, Returned
 from fsbroker.agent.processes import Settings
 from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.session import AgentSession
@@ -89,6 +91,7 @@ _GONE = "the agent's queue job is gone"
 the same id; and who cancels all of his jobs does not want others in their place."""
 
 IDLE = "the agent was idle"
+_ALONE = "the client is gone, whose spool this is"
 
 _NOTHING = Value(Encoding.PLAIN, b"null")
 
@@ -109,6 +112,10 @@ class Plan:
         job: number of its queue job in the spool's log of them.
         queue: what its job has of the site (`Shape.queue`).
         only: the one row that it runs, as task file and number; None: any.
+        workers: that may be busy at once; 0: as many as fit.
+        first_worker: the least of their numbers.
+        leashed: the client that started it may say more, on stdin.
+        private: the spool is that client's alone, and goes with it.
     """
 
     allocation: Allocation
@@ -123,6 +130,10 @@ class Plan:
     job: int | None = None
     queue: str = ""
     only: tuple[str, int] | None = None
+    workers: int = 0
+    first_worker: int = 0
+    leashed: bool = False
+    private: bool = False
 
 
 class Debt(NamedTuple):
@@ -154,7 +165,9 @@ class Agent:
         )
         self._selector = selectors.DefaultSelector()
         self._walltime = Walltime(plan.allocation, plan.margin)
-        self._crew = Crew(self._slots, self._settings, self._selector)
+        self._crew = Crew(self._slots, self._settings, self._selector, plan.first_worker)
+        self._crew.limit = plan.workers
+        self._leash = Leash() if plan.leashed else None
         scratch.sweep()
         self._scratch = scratch.make()
         self._units: deque[Unit] = deque()
@@ -204,6 +217,8 @@ class Agent:
         """Work until there is nothing left to do; the exit code."""
         files, area, _ = self._spool
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
+        if self._leash is not None:
+            self._selector.register(self._leash, selectors.EVENT_READ, self._leash)
         self._watch = watch(f"{files.root}/{area.tasks}", self._wake, self._plan.watch)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._told_to_end)
@@ -241,11 +256,29 @@ class Agent:
         with suppress(BlockingIOError):
             os.write(self._wake_writer, b"\0")
 
+    def _heed(self, leash: Leash) -> None:
+        """The client changes what we may use, or is gone."""
+        for allowed in leash.read():
+            if allowed.cores:
+                self._slots.resize(allowed.cores)
+            self._crew.limit = allowed.workers
+        if leash.cut:
+            self._selector.unregister(leash)
+            self._check_leash()
+
+    def _check_leash(self) -> None:
+        if self._plan.private and self._leash and (self._leash.cut or self._leash.is_orphan()):
+            self._over = _ALONE
+
     def _wind_up(self) -> None:
         """Publish what has ended, give back the rest and say why, vanish.
 
         Quick: from SIGTERM to SIGKILL some sites give five seconds.
         """
+        if self._over == _ALONE:
+            self._crew.close()
+            shutil.rmtree(self._spool.files.root, ignore_errors=True)
+            return
         self._publish()
         self._crew.close()
         self.session.leave(self._over)
@@ -299,6 +332,8 @@ class Agent:
         for key, _ in events:
             if isinstance(key.data, Member):
                 self._hear(key.data)
+            elif isinstance(key.data, Leash):
+                self._heed(key.data)
             elif isinstance(key.data, Walltime):
                 self._selector.unregister(key.data)
                 key.data.hear()
@@ -402,13 +437,14 @@ class Agent:
             return 0
         if shape.queue not in ("", self._plan.queue):
             return 0  # it asked for another partition, account, ...
-        room = self._crew.room(shape)
+        kind, room = kind_of(live), self._crew.room(shape)
+        assert kind is not None
         if self._must_drain(live, room):
             return 0
         duration = self._durations.get(live.file.function_digest(ready[0]))
         if duration is None or duration > UNIT_TIME:
             return room - len(self._units)
-        workers = max(room, len(self._crew.of(shape)))
+        workers = max(room, len(self._crew.of(kind)))
         least = int(workers * UNIT_TIME / duration) + 1
         most = int(workers * CLAIM_TIME / duration) + 1
         return min(most, max(least, self._fair_share(live, len(ready))))
@@ -464,16 +500,16 @@ class Agent:
             self._units.popleft()
 
     def _member_for(self, unit: Unit) -> Member | None:
-        shape = parse_shape(unit.live.name.shape)
-        assert shape is not None
-        member = self._crew.idle(shape)
+        kind = kind_of(unit.live)
+        assert kind is not None
+        member = self._crew.idle(kind)
         if member is not None or not unit.simple:
             return member
         duration = self._durations.get(unit.live.file.function_digest(unit.rows[0]))
         if duration is None or duration > UNIT_TIME:
             return None
         reserve = UNIT_TIME / duration
-        soon = [one for one in self._crew.of(shape) if self._is_quick(one, reserve)]
+        soon = [one for one in self._crew.of(kind) if self._is_quick(one, reserve)]
         return min(soon, key=Member.rows_left, default=None)
 
     def _is_quick(self, member: Member, rows: float) -> bool:
@@ -513,6 +549,8 @@ class Agent:
                 self._outcomes.append(bulk_of(live, rows, message))
             elif isinstance(message, Ended):
                 self._ended(member, message)
+            elif isinstance(message, Prepared):
+                member.prepared = True
             else:
                 self._suspect(member, message)
                 return
@@ -696,6 +734,7 @@ class Agent:
         if now - self._last_look < self._look_after_every:
             return
         self._last_look = now
+        self._check_leash()
         if self._walltime.has_no_answer():
             self._selector.unregister(self._walltime)
             self._walltime.close()
@@ -764,7 +803,8 @@ class Agent:
                 continue
             live, row = current
             limit = float(live.file.rows["time_limit"][row])
-            if limit and member.worker.ready and now - member.heard > limit:
+            begun = member.worker.ready and member.prepared
+            if limit and begun and now - member.heard > limit:
                 reason = f"longer than run_time_max = {limit:g} s"
                 self._kill(member, Doom(Status.FAILED, reason, live, row))
 

@@ -1,7 +1,8 @@
 """What an agent and its workers say to each other, over a socket.
 
-    agent -> worker    Function, Slice, Call, Forget; Stop at last
-    worker -> agent    Hello once (or NotReady), then Returned and Ended, in the order of the rows
+    agent -> worker    Function, Preset, Slice, Call, Forget; Stop at last
+    worker -> agent    Hello once (or NotReady), Prepared after a preset, then Returned and Ended,
+                       in the order of the rows
     agent <-> relay    Start, Kill, Drop; Gone
 
 Each message travels as a frame: its length (8 bytes, little endian), then the
@@ -34,6 +35,8 @@ __all__ = [
     "Message",
     "NotReady",
     "Output",
+    "Prepared",
+    "Preset",
     "Returned",
     "Slice",
     "Start",
@@ -73,6 +76,12 @@ class Function(NamedTuple):
     pickle: bytes
     path: tuple[str, ...]
     cwd: str
+
+
+class Preset(NamedTuple):
+    """This function comes before the first row; what its dict returns fills parameters."""
+
+    function: bytes
 
 
 class Slice(NamedTuple):
@@ -133,6 +142,10 @@ class NotReady(NamedTuple):
     """A rank cannot take part: ``error`` is the pickled `FsbrokerError` that says why."""
 
     error: bytes
+
+
+class Prepared(NamedTuple):
+    """The preset has run: from here on, time is the rows'."""
 
 
 class Returned(NamedTuple):
@@ -221,6 +234,7 @@ class Gone(NamedTuple):
 
 Message = (
     Function
+    | Preset
     | Slice
     | Call
     | Forget
@@ -228,6 +242,7 @@ Message = (
     | Hello
     | Aborting
     | NotReady
+    | Prepared
     | Returned
     | Ended
     | Start

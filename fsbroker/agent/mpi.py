@@ -54,6 +54,7 @@ from fsbroker.agent.messages import (
     Hello,
     NotReady,
     Output,
+    Prepared,
     Returned,
     Value,
 )
@@ -305,6 +306,7 @@ class MpiWorker:
             "area": self.settings.area,
             "durable": self.settings.durable,
             "cpus": self.settings.cpus,
+            "number": self.settings.number,
         }
         rank = [self.settings.python, "-m", "fsbroker.agent.worker", "rank", json.dumps(plan)]
         guardian = [sys.executable, "-m", "fsbroker.agent.guardian", "{control}"]
@@ -351,7 +353,7 @@ class MpiWorker:
             found.append(self._end(ended))
         return found
 
-    def _attend(self, descriptor: int, at_most: float) -> list[Ended]:
+    def _attend(self, descriptor: int, at_most: float) -> list[Report]:
         if not self.ready and descriptor == self._place.door.fileno():
             self._let_in()
             self._begin_if_complete()
@@ -363,11 +365,8 @@ class MpiWorker:
         if peer is None:  # the process: it has been asked
             return []
         peer.flush()
-        found = [
-            outcome
-            for message in peer.receive(at_most)
-            if (outcome := self._hear(descriptor, message))
-        ]
+        heard = [self._hear(descriptor, message) for message in peer.receive(at_most)]
+        found: list[Report] = [one for one in heard if one is not None]
         if not peer.open:
             self._hang_up(descriptor)
         return found
@@ -402,13 +401,15 @@ class MpiWorker:
             self._died.append(rank)
             self._process.kill(after=GRACE)
 
-    def _hear(self, descriptor: int, message: messages.Message) -> Ended | None:
+    def _hear(self, descriptor: int, message: messages.Message) -> Prepared | Ended | None:
         if isinstance(message, Hello):
             self._welcome(descriptor, message)
         elif isinstance(message, Aborting) and descriptor in self._rank_of:
             self._aborted = (self._rank_of[descriptor], f"called MPI_Abort({message.code})")
         elif isinstance(message, NotReady):
             self._refuse(pickle.loads(message.error))
+        elif isinstance(message, Prepared):
+            return message
         elif isinstance(message, Ended) and descriptor in self._rank_of:
             return self._collect(message)
         elif isinstance(message, Returned) and descriptor in self._rank_of:

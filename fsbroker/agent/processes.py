@@ -121,6 +121,7 @@ class Settings:
         launcher: template of the command that starts ranks, see `fsbroker.agent.launchers`.
         pmi: srun's ``--mpi``; empty: what fits the MPI library.
         oversubscribe: programs may start more ranks than there are cores.
+        number: of the worker; no two that live have the same.
     """
 
     spool: str
@@ -140,6 +141,7 @@ class Settings:
     launcher: tuple[str, ...] = TABLE["mpiexec"]
     pmi: str = ""
     oversubscribe: bool = False
+    number: int = 0
 
     @property
     def elsewhere(self) -> tuple[str, ...]:

@@ -131,6 +131,11 @@ class Reporter:
         if count > 1:
             self._watch()
 
+    def prepared(self) -> None:
+        """The preset has run."""
+        with self._sending:
+            self._connection.sendall(messages.frame(messages.Prepared()))
+
     def end(self) -> None:
         """The slice is done."""
         self._in_slice.clear()
@@ -317,10 +322,10 @@ def _stream(descriptor: int) -> _Stream:
 class Runner:
     """Does what the agent's messages say."""
 
-    def __init__(self, reporter: Reporter, arrays: Arrays) -> None:
+    def __init__(self, reporter: Reporter, arrays: Arrays, number: int = 0) -> None:
         self._reporter = reporter
         self._arrays = arrays
-        self._functions = Functions()
+        self._functions = Functions(number)
         self._streams = Streams()
         self._kept: dict[int, Payload | Failure] = {}
 
@@ -331,11 +336,19 @@ class Runner:
             self._run_call(message)
         elif isinstance(message, messages.Function):
             self._functions.add(message)
+        elif isinstance(message, messages.Preset):
+            self._functions.preset = message.function
         elif isinstance(message, messages.Forget):
             for row in message.rows:
                 self._kept.pop(row, None)
         elif isinstance(message, messages.Stop):
             sys.exit(0)
+
+    def _enter(self, digest: bytes) -> tuple[Callable[..., Any], int]:
+        if self._functions.preset is not None:
+            self._functions.run_preset(self._functions.preset)
+            self._reporter.prepared()
+        return self._functions.enter(digest)
 
     # -- many rows -----------------------------------------------------------------------
 
@@ -343,7 +356,7 @@ class Runner:
         self._reporter.begin(message.first, message.count)
         started = clock()
         try:
-            function, directory = self._functions.enter(message.function)
+            function, directory = self._enter(message.function)
             rows = _rows_of(message)
         except BaseException as error:
             self._failed(error, message.function, started)
@@ -428,7 +441,7 @@ class Runner:
         self._reporter.begin(message.row, 1)
         started = clock()
         try:
-            function, directory = self._functions.enter(message.function)
+            function, directory = self._enter(message.function)
             os.close(directory)
             inputs = [self._input(each) for each in message.inputs]
             arguments = self._arrays.fetch(message.arguments)

@@ -10,10 +10,14 @@ from contextlib import suppress
 from fsbroker.spool.presence import process_start, this_host
 
 
-def make() -> str:
-    """A new directory, mode 0700; its name tells whose it is."""
+def make(parent: str | None = None) -> str:
+    """A new directory, mode 0700; its name tells whose it is.
+
+    Args:
+        parent: where nobody sweeps, for other hosts see it too; None: among temporary files.
+    """
     pid = os.getpid()
-    return tempfile.mkdtemp(prefix=f"{_prefix()}{pid}-{process_start(pid)}-")
+    return tempfile.mkdtemp(prefix=f"{_prefix()}{pid}-{process_start(pid)}-", dir=parent)
 
 
 def remove(directory: str) -> None:

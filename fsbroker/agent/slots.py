@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from itertools import count, islice
 from typing import NamedTuple
 
 from fsbroker.needs import Shape
@@ -86,10 +87,22 @@ class Slots:
         self._cores = [list(range(node.cores)) for node in nodes]
         if self._pinned:
             self._cores[0] = own
+        self._more = count(max(self._cores[0], default=-1) + 1)
         self._gpus = [list(node.gpus) for node in nodes]
         self._empty = [_Room(node.cores, len(node.gpus), node.memory or NO_LIMIT) for node in nodes]
         self._free = list(self._empty)
         self.cores = sum(node.cores for node in nodes)
+
+    def resize(self, cores: int) -> None:
+        """Have so many cores on the own node; fewer count as workers give theirs back."""
+        more = cores - self._empty[0].cores
+        if not more:
+            return
+        self._pinned = False
+        self._cores[0] += islice(self._more, max(0, more))
+        self._empty[0] = self._empty[0].plus(_Room(more, 0, 0))
+        self._free[0] = self._free[0].plus(_Room(more, 0, 0))
+        self.cores += more
 
     def could_fit(self, shape: Shape) -> bool:
         """It fits when nothing else runs."""

@@ -64,7 +64,7 @@ def _work(agent: socket.socket, plan: dict[str, Any], hello: Hello) -> None:
     from fsbroker.agent.rows import Arrays, Reporter, Runner
 
     arrays = Arrays(plan["spool"], plan["area"], plan["durable"])
-    runner = Runner(Reporter(agent, hello.rank), arrays)
+    runner = Runner(Reporter(agent, hello.rank), arrays, plan["number"])
     frames = messages.Frames()
     while data := agent.recv(CHUNK):
         for message in frames.feed(data):

@@ -27,6 +27,8 @@ from fsbroker.agent.messages import (
     Function,
     Hello,
     Output,
+    Prepared,
+    Preset,
     Returned,
     Slice,
     Stop,
@@ -61,8 +63,8 @@ class Lost(NamedTuple):
     outputs: tuple[Output, ...]
 
 
-Sent = Function | Slice | Call | Forget | Stop
-Report = Returned | Ended | Lost
+Sent = Function | Preset | Slice | Call | Forget | Stop
+Report = Prepared | Returned | Ended | Lost
 
 
 class Connection:
@@ -208,7 +210,7 @@ class SerialWorker:
         for message in self._heard(math.inf if ended else TURN):
             if isinstance(message, Hello):
                 self.ready, self.pid = True, message.pid
-            elif isinstance(message, Returned | Ended):
+            elif isinstance(message, Prepared | Returned | Ended):
                 found.append(message)
         if ended:
             found.append(self._loss(ended))
@@ -270,6 +272,7 @@ def _command(settings: Settings, connection: int) -> list[str]:
         "area": settings.area,
         "durable": settings.durable,
         "cpus": settings.cpus,
+        "number": settings.number,
     }
     module = [settings.python, "-m", "fsbroker.agent.worker"]
     numbers = [str(connection), str(settings.memory)]

@@ -22,7 +22,7 @@ from fsbroker.environment import environment
 from fsbroker.launch.demand import Demand
 from fsbroker.launch.local import LocalLauncher, available_cores
 from fsbroker.launch.queue import QueueLauncher
-from fsbroker.launch.settings import mpi_options, scheduler_of
+from fsbroker.launch.settings import scheduler_of
 from fsbroker.spool.spool import Spool, open_spool
 
 
@@ -96,8 +96,7 @@ def _queue(spool: Spool, config: Config, options: argparse.Namespace) -> dict[st
 
 def _local(spool: Spool, config: Config, options: argparse.Namespace) -> dict[str, list[Any]]:
     cores = config.max_workers or available_cores()
-    mpi = mpi_options(config, "mpiexec")
-    launcher = LocalLauncher(spool, cores, idle_timeout=config.idle_timeout, options=mpi)
+    launcher = LocalLauncher(spool, config)
     work = Demand(spool, environment()).look(inputs=False)
     needed = launcher.needed(str(one.shape) for one in work if one.ready and not one.shape.queue)
     if not needed:

@@ -16,7 +16,8 @@ from fsbroker.cli import agents, choice
 from fsbroker.cli.output import print_json, print_table
 from fsbroker.client.again import Again
 from fsbroker.client.history import History, Phase, Row
-from fsbroker.launch.local import IDLE_TIMEOUT, LocalLauncher
+from fsbroker.config import Config
+from fsbroker.launch.local import LocalLauncher
 from fsbroker.needs import Shape, parse_shape
 from fsbroker.spool.layout import parse_stem
 from fsbroker.spool.spool import Spool, open_spool
@@ -86,7 +87,7 @@ def _who_runs(spool: Spool, stems: list[str], *, start: bool) -> str:
     shapes = [parse_shape(name.shape) or Shape() for name in lacking]
     cores = max(shape.cores * shape.threads for shape in shapes)
     if start:
-        launcher = LocalLauncher(spool, cores, idle_timeout=IDLE_TIMEOUT)
+        launcher = LocalLauncher(spool, Config(max_workers=cores))
         return f"started an agent with {cores} cores (pid {launcher.submit()})"
     command = f"fsbroker agent --spool {spool.files.root} --cores {cores}"
     return f"no agent that is present can run all of them; start one: {command}"

@@ -118,7 +118,8 @@ class Again:
         number, entry = row.number, file.rows[row.number]
         limits = Limits(int(entry["ranks"]), float(entry["time_limit"]), int(entry["retries"]))
         name = file.name
-        lane = Lane(name.priority, name.shape, name.environment, limits, _frozen(file.meta))
+        meta = _frozen(file.meta)
+        lane = Lane(name.priority, name.shape, name.environment, limits, meta, file.preset)
         dependencies = tuple(dependency for dependency, _ in file.dependencies(number))
         function = file.function(number)
         made = TaskRow(

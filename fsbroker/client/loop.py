@@ -17,6 +17,7 @@ from __future__ import annotations
 import atexit
 import math
 import os
+import shutil
 import sys
 import threading
 import time
@@ -27,7 +28,7 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from fsbroker.client.outcomes import Reader
+from fsbroker.client.outcomes import Reader, log_sizes
 from fsbroker.client.session import MISSED, ClientSession, Lane
 from fsbroker.errors import (
     FormatTooNew,
@@ -39,6 +40,7 @@ from fsbroker.errors import (
 )
 from fsbroker.future import Future
 from fsbroker.keys import UNKNOWN
+from fsbroker.needs import Allowance
 from fsbroker.spool.blobs import store
 from fsbroker.spool.files import explain
 from fsbroker.spool.index import Found
@@ -47,7 +49,7 @@ from fsbroker.spool.log import State
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import Arguments, FunctionEntry, TaskRow
-from fsbroker.spool.watch import Watch, watch
+from fsbroker.spool.watch import LAST_DELAY, Watch, watch
 from fsbroker.task import Payload, Status
 
 if TYPE_CHECKING:
@@ -105,8 +107,29 @@ class Attach(NamedTuple):
     future: Future
 
 
+class Habits(NamedTuple):
+    """How a client goes about it.
+
+    Attributes:
+        watch: how to see news (`watch`). slowest: the most seconds between two looks.
+        log_sizes: log how many bytes values have.
+        keep: False: the spool is this client's alone, and is removed when it ends.
+    """
+
+    watch: str = "auto"
+    slowest: float = LAST_DELAY
+    log_sizes: bool = False
+    keep: bool = True
+
+
 class Agents(Protocol):
     """Who sees to it that agents run (`fsbroker.launch`)."""
+
+    def resize(self, allowed: Allowance) -> None:
+        """Have the agents use more, or less, from now on."""
+
+    def release(self) -> None:
+        """The client has ended: let go of agents that live no longer than it does."""
 
     def ensure(
         self, session: ClientSession[Any], shapes: Iterable[str]
@@ -122,15 +145,20 @@ class Agents(Protocol):
 
 
 class ClientLoop:
-    """The thread between an executor's futures and the spool."""
+    """The thread between an executor's futures and the spool.
 
-    def __init__(self, spool: Spool, agents: Agents | None, method: str = "auto") -> None:
+    Args:
+        habits: what differs from the rule.
+    """
+
+    def __init__(self, spool: Spool, agents: Agents | None, habits: Habits | None = None) -> None:
         self.spool = spool
+        self._habits = habits or Habits()
+        self._keep = self._habits.keep
         self.root = spool.files.root
         ROOTS.add(self.root)
         self.pid = os.getpid()
         self._agents = agents
-        self._method = method
         self._outbox: SimpleQueue[Submitted | Attach | None] = SimpleQueue()
         self.put: Callable[[Submitted | Attach | None], None] = self._outbox.put
         self.lock = threading.RLock()
@@ -148,6 +176,9 @@ class ClientLoop:
         self.feeds: set[Stream] = set()
         """What is to be submitted as results are taken, or by `drain`."""
         self.thread: threading.Thread | None = None
+        self._released = threading.Event()
+        if self._keep:
+            self._released.set()
         self._closing = False
         self._stopping = False
         self._last_check = 0.0
@@ -180,6 +211,27 @@ class ClientLoop:
         """Nothing more will be put."""
         self._closing = True
         self.put(None)
+        if self.thread is None and self.is_own_process():
+            self._release()
+
+    def finish(self) -> None:
+        """See to what must be there when the interpreter has ended."""
+        self.drain()
+        if not self._keep:  # nobody will ever see what comes of it later
+            self.close()
+            self.wait()
+        self.flush(FLUSH)
+        self.stop(STOP)
+
+    def _release(self) -> None:
+        """Once: what is this client's alone goes with it."""
+        with self.lock:
+            keep, self._keep = self._keep, True
+        if not keep and self._agents is not None:
+            self._agents.release()
+        if not keep:
+            shutil.rmtree(self.root, ignore_errors=True)
+            self._released.set()
 
     def stop(self, timeout: float) -> None:
         """End the thread, whatever it still waits for."""
@@ -198,7 +250,8 @@ class ClientLoop:
             return False
         self.flush(timeout)
         with self._idle:
-            return self._idle.wait_for(self._has_no_future, timeout)
+            ended = self._idle.wait_for(self._has_no_future, timeout)
+        return ended and (not self._closing or self._released.wait(timeout))
 
     def drain(self) -> None:
         """Have everything submitted that was put off."""
@@ -216,6 +269,12 @@ class ClientLoop:
         while self._is_running() and time.monotonic() < until:
             if done.wait(0.05):
                 return
+
+    def pending(self) -> int:
+        """How many futures have not ended."""
+        with self.lock:
+            families = [len(self._family(first)) for first in self._open.values()]
+            return self._outbox.qsize() + sum(families) + len(self._deferred)
 
     def unpublished(self) -> int:
         """How many calls are not in the spool, after a `flush`, because file calls fail."""
@@ -389,7 +448,9 @@ class ClientLoop:
 
     def _run(self) -> None:
         directory = f"{self.root}/{self.spool.area.agents}"
-        watching = watch(directory, lambda: self.put(None), self._method)
+        watching = watch(
+            directory, lambda: self.put(None), self._habits.watch, self._habits.slowest
+        )
         try:
             while not self._has_ended():
                 self._turn(watching)
@@ -402,6 +463,8 @@ class ClientLoop:
             raise
         finally:
             watching.stop()
+            if self._closing or self._stopping:
+                self._release()
 
     def _has_ended(self) -> bool:
         """Whether the thread may end; then it counts as ended.
@@ -756,6 +819,8 @@ class ClientLoop:
         except OSError:
             self._put_off(tickets)
             return
+        if self._habits.log_sizes:
+            log_sizes(file, [(index, _key_of(future)) for index, future in tickets])
         pop = self._open.pop
         for (_, future), (value, error) in zip(tickets, resolved, strict=True):
             pop(future.key, None)  # type: ignore[arg-type]
@@ -834,9 +899,7 @@ def _flush_at_exit() -> None:
     """What was submitted is in the spool before the interpreter ends; agents finish it."""
     for loop in list(_LOOPS):
         if loop.is_own_process():
-            loop.drain()
-            loop.flush(FLUSH)
-            loop.stop(STOP)
+            loop.finish()
             if loop.unpublished():
                 lost = f"{loop.unpublished()} calls are not in the spool {loop.root}"
                 print(f"fsbroker: {lost}, which cannot be used", file=sys.stderr)

@@ -7,6 +7,8 @@ down to the one that began it.
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -19,7 +21,7 @@ from fsbroker.errors import (
     TaskCancelled,
     TaskError,
 )
-from fsbroker.spool.blobs import read_array
+from fsbroker.spool.blobs import read_array, size_of
 from fsbroker.spool.index import Results
 from fsbroker.spool.live import LiveFiles
 from fsbroker.spool.spool import Spool
@@ -32,6 +34,16 @@ DEPTH = 16
 """Failed dependencies that one error shows, each the cause of the one before."""
 
 Resolved = tuple[Any, BaseException | None]
+
+
+def log_sizes(file: ResultFile, rows: Iterable[tuple[int, bytes]]) -> None:
+    """Log the bytes of values, given their rows and keys: at the level that shows by default."""
+    logger = logging.getLogger("fsbroker")
+    for index, key in rows:
+        with suppress(OSError, FileDamaged):
+            value = file.value(index)
+            size = len(value.data) + sum(map(size_of, value.arrays))
+            logger.warning("value of %s: %d bytes", key.hex(), size)
 
 
 class Reader:

@@ -34,7 +34,7 @@ from fsbroker.spool.log import (
 )
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
-from fsbroker.spool.taskfile import Limits, TaskRow
+from fsbroker.spool.taskfile import FunctionEntry, Limits, TaskRow
 
 Ticket = TypeVar("Ticket")
 """What the caller wants back when a row ends: a future."""
@@ -54,6 +54,7 @@ class Lane(NamedTuple):
         shape: resources, as they stand in the file's name.
         environment: digest of the interpreter.
         meta: attributes of the file, as (name, JSON value) pairs.
+        preset: what workers call before the first of these tasks (``init_function``).
     """
 
     priority: int
@@ -61,6 +62,7 @@ class Lane(NamedTuple):
     environment: str
     limits: Limits
     meta: tuple[tuple[str, Any], ...] = ()
+    preset: FunctionEntry | None = None
 
 
 class Ended(NamedTuple, Generic[Ticket]):
@@ -178,7 +180,8 @@ class ClientSession(Generic[Ticket]):
         Rows that another client made at the same moment are left to the one whose file
         has the lower name (rule 8).
         """
-        made = taskfile.build(self._files.token(), rows, lane.limits, dict(lane.meta))
+        token, meta = self._files.token(), dict(lane.meta)
+        made = taskfile.build(token, rows, lane.limits, meta, lane.preset)
         stem = Stem(
             lane.priority,
             int(self._files.wall_time() * 1e9),

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import platform
 import secrets
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future as AnyFuture
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -24,12 +25,35 @@ from fsbroker.client.foreign import Arguments, Deferred
 from fsbroker.client.loop import ROOTS, ClientLoop, Order, Submitted
 from fsbroker.client.session import Lane
 from fsbroker.environment import environment, own_path
-from fsbroker.errors import CannotPickle
+from fsbroker.errors import CannotPickle, ResourceError
 from fsbroker.future import Future, addressed_in
 from fsbroker.keys import Call, Function
 from fsbroker.needs import Capacity, Resources, merged
 from fsbroker.pickling import Foreign, ForeignFutures
-from fsbroker.spool.taskfile import Limits
+from fsbroker.spool.taskfile import FunctionEntry, Limits
+
+Preset = Callable[[], Mapping[str, Any]]
+"""An ``init_function``: called in each worker before the first call that runs there."""
+
+
+class Terms(NamedTuple):
+    """What holds for all calls of an executor.
+
+    Attributes:
+        defaults: resources of every call.
+        tag: a name under which the tasks are found again.
+        site_keys: more keys of resources, which the site's job template knows.
+        preset: what workers call before the first of these calls.
+        dependencies: whether futures may be among the arguments.
+        log_sizes: log how many bytes the arguments have.
+    """
+
+    defaults: Resources
+    tag: str = ""
+    site_keys: frozenset[str] = frozenset()
+    preset: Preset | None = None
+    dependencies: bool = True
+    log_sizes: bool = False
 
 
 class Submitter:
@@ -37,25 +61,17 @@ class Submitter:
 
     Args:
         loop: takes what is submitted.
-        defaults: resources of every call.
         capacity: what no call may exceed; None if anything may be there.
-        tag: a name under which the tasks are found again.
-        site_keys: more keys of resources, which the site's job template knows.
+
+    Attributes:
+        capacity: see above; it may change.
     """
 
-    def __init__(
-        self,
-        loop: ClientLoop,
-        defaults: Resources,
-        capacity: Capacity | None,
-        tag: str,
-        site_keys: frozenset[str] = frozenset(),
-    ) -> None:
+    def __init__(self, loop: ClientLoop, capacity: Capacity | None, terms: Terms) -> None:
         self._loop = loop
-        self._defaults = defaults
-        self._capacity = capacity
-        self._tag = tag
-        self._site_keys = site_keys
+        self.capacity = capacity
+        self._terms = terms
+        self._preset = _entry(terms.preset, terms.defaults.cache) if terms.preset else None
         self._orders: dict[Any, Order] = {}
         self._lanes: dict[Lane, Lane] = {}
         self._resources = self.resources(None)
@@ -79,14 +95,19 @@ class Submitter:
             resources = self.resources(wishes)
             order = self._order_for(resources)
         loop = self._loop
-        called = _Called(fn, _identify(fn, order.cache), resources)
+        called = _Called(fn, _identify(fn, order.cache), resources, order.lane.preset)
         try:
             function, call = called.address((args, kwargs))
             if call.payload.dependencies and len(ROOTS) > 1:
                 with addressed_in(loop.root):  # some may be of other spools
                     function, call = called.address((args, kwargs))
         except ForeignFutures as foreign:
+            self._require_dependencies(foreign.futures)
             return self._defer(called, (args, kwargs), order, foreign.futures)
+        if call.payload.dependencies:
+            self._require_dependencies(call.payload.dependencies)
+        if self._terms.log_sizes:
+            _log_size(function, call)
         future = Future(call.key, loop)
         if order.cache == "refresh":
             future.fresh = True
@@ -94,6 +115,12 @@ class Submitter:
         if loop.thread is None:
             loop.start()
         return future
+
+    def _require_dependencies(self, found: Sequence[object]) -> None:
+        if not self._terms.dependencies:
+            where = f"{len(found)} futures among the arguments"
+            cure = "Leave disable_dependencies out, or give results."
+            raise ResourceError("Dependencies are disabled", where, cure)
 
     def _defer(
         self,
@@ -119,10 +146,10 @@ class Submitter:
         Raises:
             ResourceError: they are wrong, or nobody here could grant them.
         """
-        resources = merged(self._defaults, wishes, self._site_keys)
+        resources = merged(self._terms.defaults, wishes, self._terms.site_keys)
         resources.check()
-        if self._capacity is not None:
-            self._capacity.require(resources)
+        if self.capacity is not None:
+            self.capacity.require(resources)
         return resources
 
     def _order_for(self, resources: Resources) -> Order:
@@ -138,21 +165,25 @@ class Submitter:
         return known
 
     def _lane(self, resources: Resources) -> Lane:
-        meta = {
+        cwd = os.path.abspath(resources.cwd or "")
+        meta: dict[str, Any] = {
             "user": getpass.getuser(),
             "host": platform.node(),
             "python": platform.python_version(),
             "cloudpickle": cloudpickle.__version__,
-            "tag": self._tag,
-            "cwd": resources.cwd or os.getcwd(),
+            "tag": self._terms.tag,
+            "cwd": cwd,
             "path": own_path(),
-            "error_log_file": resources.error_log_file or "",
+            "error_log_file": os.path.join(cwd, log) if (log := resources.error_log_file) else "",
         }
+        if resources.openmpi_oversubscribe:
+            meta["oversubscribe"] = True
         if resources.queue:
             meta["queue"] = json.dumps(resources.queue)
         limits = Limits(resources.cores, resources.run_time_max or 0.0, resources.retries)
         shape = str(resources.shape)
-        return Lane(resources.priority, shape, environment(), limits, tuple(meta.items()))
+        frozen = tuple(meta.items())
+        return Lane(resources.priority, shape, environment(), limits, frozen, self._preset)
 
 
 class _Called(NamedTuple):
@@ -161,6 +192,7 @@ class _Called(NamedTuple):
     fn: Callable[..., Any]
     function: Function
     resources: Resources
+    preset: FunctionEntry | None
 
     def address(
         self, arguments: Arguments, foreign: Foreign | None = None
@@ -168,13 +200,25 @@ class _Called(NamedTuple):
         """The key of a call. Without a cache it is the call's own, and any content will do."""
         (args, kwargs), ranks, name = arguments, self.resources.cores, self.resources.cache_key
         if self.resources.cache != "off":
-            return self.function, self.function.call(args, kwargs, ranks, b"", name, foreign)
+            preset = self.preset.digest if self.preset else b""
+            return self.function, self.function.call(args, kwargs, ranks, preset, name, foreign)
         preset = secrets.token_bytes(16)
         try:
             return self.function, self.function.call(args, kwargs, ranks, preset, None, foreign)
         except CannotPickle:
             function = keys.opaque(self.fn)
             return function, function.call(args, kwargs, ranks, preset, None, foreign)
+
+
+def _log_size(function: Function, call: Call) -> None:
+    size = len(call.payload.data) + sum(array.nbytes for array in call.payload.arrays)
+    # The level that shows by default: it was asked for.
+    logging.getLogger("fsbroker").warning("arguments of %s: %d bytes", function.name, size)
+
+
+def _entry(fn: Callable[..., Any], cache: str) -> FunctionEntry:
+    function = _identify(fn, cache)
+    return FunctionEntry(function.digest, function.name, function.source, function.pickle)
 
 
 def _identify(fn: Callable[..., Any], cache: str) -> Function:

@@ -15,6 +15,7 @@ from fsbroker.keys.canonical import Canon
 from fsbroker.keys.refusal import refusing
 from fsbroker.keys.stream import filled
 from fsbroker.pickling import Foreign
+from fsbroker.task import WORKER_ID
 
 _MISSING: Any = object()
 
@@ -47,23 +48,28 @@ class Shape:
     ) -> None:
         self._names = tuple(names)
         self._only, self._positional = counts
-        self._defaults = defaults
+        # The worker fills this one in place of its default: left out, it is another call.
+        self._defaults = {name: defaults[name] for name in defaults if name != WORKER_ID}
         self._takes = takes
         self.arity = self._positional if self._positional == len(self._names) else -1
         """With so many positional arguments nothing is left to bind; -1: look closer."""
 
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> _Bound | None:
+    def bind(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, preset: bool
+    ) -> _Bound | None:
         """The value of each parameter, or None for a call that Python would refuse.
 
-        A parameter without a value is no error: an ``init_function`` may provide it.
+        A parameter without a value is no error: an ``init_function`` may provide it. Where
+        there is one (``preset``), it may also do so in place of a default.
         """
         keywords = dict(kwargs)
+        defaults = {} if preset else self._defaults
         count = min(len(args), self._positional)
         values, absent = list(args[:count]), []
         for place in range(count, len(self._names)):
             name = self._names[place]
             value = keywords.pop(name, _MISSING) if place >= self._only else _MISSING
-            value = self._defaults.get(name, _MISSING) if value is _MISSING else value
+            value = defaults.get(name, _MISSING) if value is _MISSING else value
             if value is _MISSING:
                 absent.append(name)
             values.append(None if value is _MISSING else value)
@@ -114,7 +120,12 @@ def _shape_of_code(fn: types.FunctionType) -> Shape:
 
 
 def canonical(
-    shape: Shape | None, args: tuple[Any, ...], kwargs: Mapping[str, Any], foreign: Foreign | None
+    shape: Shape | None,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    foreign: Foreign | None,
+    *,
+    preset: bool = False,
 ) -> bytes:
     """The arguments in the order of the parameters: as text if they are simple.
 
@@ -123,7 +134,7 @@ def canonical(
     Raises:
         CannotPickle: one has no canonical form.
     """
-    bound = shape.bind(args, kwargs) if shape is not None else None
+    bound = shape.bind(args, kwargs, preset=preset) if shape is not None else None
     if bound is not None and not (bound.absent or bound.extra or bound.keywords):
         text = _simple_text(filled(bound.values, foreign))
         if text is not None:

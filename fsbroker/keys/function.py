@@ -168,7 +168,8 @@ class Function:
             return Call(key, UNKNOWN if cache_key is not None else key, payload)
         try:
             hasher = self._prefixed(*where)
-            hasher.update(arguments.canonical(self._shape, args, kwargs, foreign))
+            preset = bool(where[1])
+            hasher.update(arguments.canonical(self._shape, args, kwargs, foreign, preset=preset))
         except CannotPickle:
             if cache_key is None:
                 raise

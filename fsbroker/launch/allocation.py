@@ -15,8 +15,10 @@ import os
 import re
 import subprocess
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+from fsbroker.config import Config
 from fsbroker.errors import ResourceError, SchedulerError
 from fsbroker.launch.local import LocalLauncher
 from fsbroker.launch.scheduler import run
@@ -166,19 +168,13 @@ def _flux_run(wanted: Allotment) -> list[str]:
 class AllocationLauncher(LocalLauncher):
     """Sees to it that one agent has all nodes of the allocation, or the cores it may have."""
 
-    def __init__(
-        self,
-        spool: Spool,
-        wanted: Allotment,
-        cores: int | None,
-        idle_timeout: float,
-        options: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, spool: Spool, config: Config, wanted: Allotment) -> None:
         self._wanted = wanted
-        nodes = wanted.nodes
+        nodes, cores = wanted.nodes, config.max_workers
         there = sum(node.cores for node in nodes)
         most = min(cores or there, there)
-        super().__init__(spool, most, 1, idle_timeout, options)
+        launcher = "srun" if wanted.kind == "slurm" else "flux"
+        super().__init__(spool, replace(config, max_workers=most, agents=1), launcher)
         self.capacity = Capacity(
             most,
             f"max_workers={cores}" if most == cores else f"{there} cores of the allocation",
@@ -193,7 +189,7 @@ class AllocationLauncher(LocalLauncher):
             *self._wanted.command(),
             *self._agent,
             "--whole",
-            f"--cores={self._cores}",
+            f"--cores={self._allowed.cores}",
             *self._options,
         ]
 

@@ -1,7 +1,7 @@
 """Agents as processes of this machine.
 
 They outlive the client: in their own session, with their output in the spool, they finish
-what is pending and end when idle.
+what is pending and end when idle. Those of a private spool end with the client.
 """
 
 from __future__ import annotations
@@ -11,13 +11,16 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import lru_cache
+from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fsbroker.config import Config
 from fsbroker.errors import SpoolError
-from fsbroker.needs import Capacity, Shape, parse_shape
+from fsbroker.launch.settings import mpi_options
+from fsbroker.needs import Allowance, Capacity, Shape, parse_shape
 from fsbroker.spool import presence
 from fsbroker.spool.files import explain
 from fsbroker.spool.layout import Presence
@@ -26,17 +29,19 @@ from fsbroker.spool.spool import Spool
 if TYPE_CHECKING:
     from fsbroker.client.session import ClientSession
 
-IDLE_TIMEOUT = 120.0
-"""Seconds after which an agent without work ends."""
 FAILURES = 3
 """Agents that end soon, one after the other, before the user is told."""
 SOON = 10.0
 """Seconds: an agent that lived longer was not stopped by how it was started."""
 PAUSE = 1.0
 """Seconds between two starts when the one before failed."""
+LETTING_GO = 5.0
+"""Seconds that the agents of a private spool have to end."""
 LAST_WORDS = 800
 """Characters of an agent's output that an error shows."""
 
+_MOST_WORKERS = 1000
+"""Numbers of workers that each agent has for itself."""
 _NO_FAILURE = (0, 3)
 """Exit codes of agents that were idle or told to end, or that somebody took for dead."""
 
@@ -45,29 +50,28 @@ class _Started(NamedTuple):
     process: subprocess.Popen[bytes]
     log: str
     at: float
+    first_worker: int
 
 
 class LocalLauncher:
-    """Sees to it that ``agents`` agents of ``cores`` cores each run on this machine.
+    """Sees to it that as many agents run on this machine as the settings say.
+
+    Args:
+        launcher: of MPI ranks where the agents run: "srun", "flux", "mpiexec".
 
     Attributes:
         capacity: the most that a task can ask of one of them.
     """
 
-    def __init__(
-        self,
-        spool: Spool,
-        cores: int,
-        agents: int = 1,
-        idle_timeout: float = IDLE_TIMEOUT,
-        options: Sequence[str] = (),
-    ) -> None:
+    def __init__(self, spool: Spool, config: Config, launcher: str = "mpiexec") -> None:
         self._spool = spool
-        self._cores = cores
-        self._agents = agents
-        self._idle_timeout = idle_timeout
-        self._options = options
+        self._allowed = Allowance(config.max_workers or available_cores(), config.workers or 0)
+        self._agents = config.agents
+        self._private = not config.keep
+        idle_timeout = config.idle_timeout if config.keep else float("inf")
+        self._options = [f"--idle-timeout={idle_timeout}", *mpi_options(config, launcher)]
         self._gpus = visible_gpus()
+        cores = self._allowed.cores
         self.capacity = Capacity(cores, f"max_workers={cores}", len(self._gpus), physical_memory())
         self._started: list[_Started] = []
         self._described: dict[str, dict[str, Any]] = {}
@@ -81,7 +85,7 @@ class LocalLauncher:
         """How an agent is started."""
         return [
             *self._agent,
-            f"--cores={cores or self._cores}",
+            f"--cores={cores or self._allowed.cores}",
             f"--gpus={','.join(self._gpus)}",
             f"--memory={self.capacity.memory}",
             "--place=local",
@@ -96,7 +100,7 @@ class LocalLauncher:
             "-m",
             "fsbroker.agent",
             f"--spool={self._spool.files.root}",
-            f"--idle-timeout={self._idle_timeout}",
+            *([f"--workers={self._allowed.workers}"] if self._allowed.workers else []),
         ]
 
     def submit(self, cores: int | None = None) -> int:
@@ -109,10 +113,12 @@ class LocalLauncher:
         files.mkdir(area.agent_logs)
         log = f"{files.root}/{area.agent_logs}/{files.token()}.log"
         output = _create(log)
+        first = self._first_worker()
+        leash = ["--leash", *(["--private"] if self._private else [])]
         try:
             process = subprocess.Popen(
-                self.command(cores),
-                stdin=subprocess.DEVNULL,
+                [*self.command(cores), *leash, f"--first-worker={first}"],
+                stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -122,8 +128,13 @@ class LocalLauncher:
         finally:
             os.close(output)
         self._last_start = time.monotonic()
-        self._started.append(_Started(process, log, self._last_start))
+        self._started.append(_Started(process, log, self._last_start, first))
         return process.pid
+
+    def _first_worker(self) -> int:
+        """So that no two workers of these agents have the same number."""
+        taken = {one.first_worker for one in self._started}
+        return next(first for first in count(0, _MOST_WORKERS) if first not in taken)
 
     def active(self, ids: Iterable[int]) -> set[int]:
         """Those of the processes that live."""
@@ -136,6 +147,30 @@ class LocalLauncher:
         for pid in ids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
+
+    # -- what an executor asks for -------------------------------------------------------
+
+    def resize(self, allowed: Allowance) -> None:
+        """Have the agents that were started here use more, or less, from now on."""
+        self._allowed = allowed._replace(cores=allowed.cores or self._allowed.cores)
+        for one in self._started:
+            with suppress(OSError):  # it has ended
+                assert one.process.stdin is not None
+                one.process.stdin.write(allowed.line())
+                one.process.stdin.flush()
+
+    def release(self) -> None:
+        """Let go of the agents: those of a private spool end, and are waited for."""
+        for one in self._started if self._private else ():
+            assert one.process.stdin is not None
+            with suppress(OSError):
+                one.process.stdin.close()
+        for one in self._started if self._private else ():
+            try:
+                one.process.wait(LETTING_GO)
+            except subprocess.TimeoutExpired:
+                one.process.kill()
+                one.process.wait()
 
     # -- what the client's loop asks for -------------------------------------------------
 
@@ -160,7 +195,7 @@ class LocalLauncher:
         pause = PAUSE if self._failures else 0.0
         if missing > 0 and time.monotonic() - self._last_start >= pause:
             for _number in range(missing):
-                self.submit(max(self._cores, needed))
+                self.submit(max(self._allowed.cores, needed))
         return {}
 
     def needed(self, shapes: Iterable[str]) -> int:
@@ -169,7 +204,7 @@ class LocalLauncher:
         What another session submitted may be larger than what this one would accept, and
         larger than this machine: that waits for the agents it was meant for.
         """
-        most = max(self._cores, available_cores())
+        most = max(self._allowed.cores, available_cores())
         sizes = [_cores_of(shape) for shape in shapes]
         return max((size for size in sizes if size <= most), default=0)
 

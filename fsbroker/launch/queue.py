@@ -40,7 +40,7 @@ from fsbroker.launch.refusals import Refusals
 from fsbroker.launch.scheduler import Ending, Request, Scheduler, Status
 from fsbroker.launch.script import is_plain
 from fsbroker.launch.settings import config_of, mpi_options, scheduler_of, settings_of
-from fsbroker.needs import Capacity, Resources
+from fsbroker.needs import Allowance, Capacity, Resources
 from fsbroker.spool.jobs import Cause, JobLog, QueueJob
 from fsbroker.spool.spool import Spool
 
@@ -113,6 +113,14 @@ class QueueLauncher:
         return found
 
     # -- for the client's loop -----------------------------------------------------------
+
+    def resize(self, allowed: Allowance) -> None:
+        """Have so many jobs at once."""
+        self._config = replace(self._config, max_jobs=allowed.workers or None)
+        self._settings = ""  # agents that submit the next jobs are to know
+
+    def release(self) -> None:
+        """Jobs go on without the client."""
 
     def ensure(
         self, session: ClientSession[Any], shapes: Iterable[str]

@@ -16,7 +16,11 @@ from fsbroker.environment import versions
 from fsbroker.launch.scheduler import Scheduler
 from fsbroker.spool.jobs import VERSIONS
 
-_OF_THE_CLIENT = ("spool", "agents", "resource_dict", "tag", "watch", "trust", "settings")
+_OF_THE_CLIENT = (
+    *("spool", "keep", "agents", "workers", "resource_dict"),
+    *("tag", "watch", "refresh_rate", "log_obj_size", "disable_dependencies"),
+    *("trust", "settings"),
+)
 """What says nothing of how jobs are submitted."""
 
 

@@ -7,6 +7,7 @@ that refers to it; one that nothing refers to is left over from a crash and foun
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,13 @@ def read_array(files: Files, area: Area, ref: ArrayRef) -> np.ndarray:
     else:
         content = np.frombuffer(bytearray(ref.data), np.dtype(ref.dtype)).reshape(shape)
     return content if ref.order == "C" else content.T
+
+
+def size_of(ref: ArrayRef) -> int:
+    """Bytes of an array."""
+    import numpy as np
+
+    return np.dtype(ref.dtype).itemsize * math.prod(ref.shape)
 
 
 def store(

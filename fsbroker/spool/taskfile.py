@@ -5,7 +5,7 @@ Sections (docs/format.md):
     rows           table: one row a task
     dependencies   table: the futures in the arguments, row by row
     selectors      JSON array: which part of a dependency's value is wanted
-    functions      JSON array: name, digest and source of each distinct function
+    functions      JSON array: name, digest and source of each distinct function; the preset last
     functions_pickle, arguments, arguments_pickle, arrays/<dtype>, array_index
 """
 
@@ -81,8 +81,18 @@ class Limits(NamedTuple):
     retries: int = 2
 
 
-def build(token: str, rows: Sequence[TaskRow], limits: Limits, meta: Mapping[str, Any]) -> Image:
-    """The image of a task file with these rows, in this order."""
+def build(
+    token: str,
+    rows: Sequence[TaskRow],
+    limits: Limits,
+    meta: Mapping[str, Any],
+    preset: FunctionEntry | None = None,
+) -> Image:
+    """The image of a task file with these rows, in this order.
+
+    Args:
+        preset: the function that a worker calls before the first of them.
+    """
     keys, descriptors, arguments, functions, rounds = zip(*rows, strict=True)
     encodings, texts, arrays, dependencies = zip(*arguments, strict=True)
     table = np.zeros(len(rows), ROWS)
@@ -91,7 +101,9 @@ def build(token: str, rows: Sequence[TaskRow], limits: Limits, meta: Mapping[str
     table["round"] = rounds
     table["ranks"], table["time_limit"], table["retries"] = limits
     sections: dict[str, bytes | np.ndarray] = {"rows": table}
-    sections |= _functions(functions, table)
+    sections |= _functions(functions, table, preset)
+    if preset is not None:
+        meta = {**meta, "preset": preset.digest.hex()}
     sections |= _dependencies(keys, dependencies, table)
     writer = ValueWriter("arguments")
     if set(encodings) == {Encoding.PLAIN} and not any(arrays):
@@ -105,14 +117,14 @@ def build(token: str, rows: Sequence[TaskRow], limits: Limits, meta: Mapping[str
 
 
 def _functions(
-    functions: Sequence[FunctionEntry], table: np.ndarray
+    functions: Sequence[FunctionEntry], table: np.ndarray, preset: FunctionEntry | None
 ) -> dict[str, bytes | np.ndarray]:
     distinct = {id(function): function for function in functions}
     numbers = {same: number for number, same in enumerate(distinct)}
     if len(distinct) > 1:
         table["function"] = [numbers[id(function)] for function in functions]
     entries, pickles, offset = [], [], 0
-    for function in distinct.values():
+    for function in (*distinct.values(), *([preset] if preset else ())):
         entries.append(
             {
                 "name": function.name,
@@ -198,7 +210,14 @@ class TaskFile:
 
     def function(self, row: int) -> FunctionEntry:
         """The function of a row."""
-        entry = self._function_list[self.rows["function"][row]]
+        return self._function(self._function_list[self.rows["function"][row]])
+
+    @cached_property
+    def preset(self) -> FunctionEntry | None:
+        """What a worker calls before the first row; older files have none."""
+        return self._function(self._function_list[-1]) if self.meta.get("preset") else None
+
+    def _function(self, entry: dict[str, Any]) -> FunctionEntry:
         pickle = self._function_pickles[entry["offset"] : entry["offset"] + entry["length"]]
         return FunctionEntry(bytes.fromhex(entry["digest"]), entry["name"], entry["source"], pickle)
 

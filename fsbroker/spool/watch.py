@@ -49,14 +49,15 @@ class Watch(Protocol):
 class Polling:
     """Nobody tells: look after a while, adaptively."""
 
-    def __init__(self) -> None:
-        self.delay = FIRST_DELAY
+    def __init__(self, slowest: float = LAST_DELAY) -> None:
+        self._slowest = slowest
+        self.reset()
 
     def reset(self) -> None:
-        self.delay = FIRST_DELAY
+        self.delay = min(FIRST_DELAY, self._slowest)
 
     def waited(self) -> None:
-        self.delay = min(LAST_DELAY, self.delay * GROWTH)
+        self.delay = min(self._slowest, self.delay * GROWTH)
 
     def stop(self) -> None:
         pass
@@ -69,9 +70,9 @@ class Watchdog:
         OSError: no inotify watches are left.
     """
 
-    delay = LAST_DELAY
-
-    def __init__(self, directory: str, wake: Callable[[], None]) -> None:
+    def __init__(
+        self, directory: str, wake: Callable[[], None], slowest: float = LAST_DELAY
+    ) -> None:
         import logging
 
         from watchdog.events import (
@@ -88,6 +89,7 @@ class Watchdog:
             def on_any_event(self, _: FileSystemEvent) -> None:
                 wake()
 
+        self.delay = slowest
         # Names that come and go; not who opens and reads files, or we wake ourselves.
         events = [FileCreatedEvent, FileMovedEvent, FileDeletedEvent, DirCreatedEvent]
 
@@ -112,22 +114,28 @@ def _is_trouble(record: logging.LogRecord) -> bool:
     return "called when the thread is inactive" not in str(record.msg)
 
 
-def watch(directory: str, wake: Callable[[], None], method: str = "auto") -> Watch:
+def watch(
+    directory: str,
+    wake: Callable[[], None],
+    method: str = "auto",
+    slowest: float = LAST_DELAY,
+) -> Watch:
     """The best watch for a directory.
 
     Args:
         wake: called from another thread when something changed.
         method: "auto", "watchdog" or "polling".
+        slowest: the most seconds between two looks, where nobody tells.
     """
     if method == "polling" or (method == "auto" and file_system(directory) not in LOCAL):
-        return Polling()
+        return Polling(slowest)
     try:
-        return Watchdog(directory, wake)
+        return Watchdog(directory, wake, slowest)
     except OSError as error:
         cure = _CURE if error.errno in _USED_UP else ""
         what = f"fsbroker cannot watch {directory} ({error}) and polls instead.{cure}"
         warnings.warn(what, RuntimeWarning, stacklevel=2)
-        return Polling()
+        return Polling(slowest)
 
 
 def file_system(directory: str) -> str:
