@@ -12,9 +12,11 @@ from __future__ import annotations
 import concurrent.futures
 import math
 import os
+import shutil
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -81,9 +83,6 @@ class ClusterExecutor(concurrent.futures.Executor):
         site_keys = _site_keys(self._config)
         defaults = merged(Resources(cache="reuse" if keep else "off"), self._config.resource_dict)
         defaults = merged(defaults, resource_dict, site_keys)
-        self._spool = create(_directory(self._config, spool), durable=keep)
-        back = self._back = _backend(self._spool, self._config)
-        self._loop = ClientLoop(self._spool, back.agents, _habits(self._config))
         terms = Terms(
             defaults,
             self._config.tag,
@@ -92,7 +91,11 @@ class ClusterExecutor(concurrent.futures.Executor):
             dependencies=not self._config.disable_dependencies,
             log_sizes=self._config.log_obj_size,
         )
-        self._submitter = Submitter(self._loop, back.capacity, terms)
+        self._spool = create(_directory(self._config, spool), durable=keep)
+        with _removed_on_failure(self._spool, keep=keep):
+            back = self._back = _backend(self._spool, self._config)
+            self._loop = ClientLoop(self._spool, back.agents, _habits(self._config))
+            self._submitter = Submitter(self._loop, back.capacity, terms)
         # Libraries ask a pool for it, to choose their chunks.
         self._max_workers = self._config.max_workers or len(os.sched_getaffinity(0))
         self._closed = False
@@ -303,6 +306,17 @@ def _directory(config: Config, given: str | os.PathLike[str] | None) -> str:
     if config.spool is None:
         raise ResourceError("No spool is named", "spool", "Give a directory, or set FSBROKER_SPOOL")
     return config.spool
+
+
+@contextmanager
+def _removed_on_failure(spool: Spool, *, keep: bool) -> Iterator[None]:
+    """An executor that did not come to be leaves no private spool."""
+    try:
+        yield
+    except BaseException:
+        if not keep:
+            shutil.rmtree(spool.files.root, ignore_errors=True)
+        raise
 
 
 def _shared_by_nodes() -> str | None:

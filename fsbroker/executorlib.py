@@ -437,7 +437,9 @@ def _passed_on(options: Options) -> dict[str, Any]:
         *("pysqa_config_directory", "pmi_mode", "refresh_rate"),
         *("log_obj_size", "disable_dependencies", "flux_executor_nesting"),
     )
-    return {**{name: getattr(options, name) or None for name in names}, **options.recorded}
+    values = {name: getattr(options, name) for name in names}
+    said = {name: None if value is False else value for name, value in values.items()}
+    return {**said, **options.recorded}
 
 
 def _refuse_localhost(options: Options) -> None:

@@ -49,6 +49,7 @@ from fsbroker.spool.log import Retired, rows_of
 from fsbroker.spool.presence import describe
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import Bulk, Sealed
+from fsbroker.spool.taskfile import TaskFile
 from fsbroker.spool.watch import watch
 from fsbroker.task import Encoding, Outcome, Status, Value
 
@@ -715,7 +716,7 @@ class Agent:
     ) -> None:
         self._outcomes.append(self.session.outcome(live, row, status, value, error, **measured))
         if error is not None and live.file.meta.get("error_log_file"):
-            _append_error(live.file.meta["error_log_file"], live.file.function_name(row), error)
+            _append_error(live.file.meta["error_log_file"], live.file, row, error)
 
     def _publish(self) -> None:
         if self._outcomes:
@@ -843,7 +844,10 @@ def _doubles(data: bytes) -> array[float]:
     return array("d", data)
 
 
-def _append_error(path: str, function: str, error: dict[str, str]) -> None:
+def _append_error(path: str, tasks: TaskFile, row: int, error: dict[str, str]) -> None:
     """What ``error_log_file`` asks for; trouble with that file is not the task's."""
-    with suppress(OSError), open(path, "a") as file:
-        file.write(f"{function}: {error['type']}: {error['message']}\n{error['traceback']}\n")
+    with suppress(OSError, FileDamaged), open(path, "a") as file:
+        encoding, data, _ = tasks.arguments(row)
+        shown = data.decode() if encoding == Encoding.PLAIN else f"a pickle of {len(data)} bytes"
+        heading = f"{tasks.function_name(row)}: {error['type']}: {error['message']}"
+        file.write(f"{heading}\narguments: {shown[:TAIL]}\n{error['traceback']}\n")
