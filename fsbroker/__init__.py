@@ -6,6 +6,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from fsbroker.cache import (
+        get_cache_data,
+        get_future_from_cache,
+        terminate_task_in_cache,
+        terminate_tasks_in_cache,
+    )
     from fsbroker.executor import ClusterExecutor, attach
     from fsbroker.executorlib import (
         BaseExecutor,
@@ -33,11 +39,15 @@ __all__ = [
     "SlurmJobExecutor",
     "TaskResources",
     "attach",
+    "get_cache_data",
+    "get_future_from_cache",
     "get_item_from_future",
     "mpi_command",
     "resources",
     "run",
     "split_future",
+    "terminate_task_in_cache",
+    "terminate_tasks_in_cache",
 ]
 
 _FACES = ("Base", "SingleNode", "SlurmCluster", "SlurmJob", "FluxCluster", "FluxJob")
@@ -45,8 +55,12 @@ _MODULES = {
     "ClusterExecutor": "executor",
     "attach": "executor",
     "Future": "future",
+    "get_cache_data": "cache",
+    "get_future_from_cache": "cache",
     "get_item_from_future": "parts",
     "split_future": "parts",
+    "terminate_task_in_cache": "cache",
+    "terminate_tasks_in_cache": "cache",
     **{f"{face}Executor": "executorlib" for face in _FACES},
 }
 

@@ -84,6 +84,10 @@ class CannotPickle(FsbrokerError, TypeError):
     """The function or its arguments cannot be pickled."""
 
 
+class NotInCache(FsbrokerError, FileNotFoundError):
+    """The cache has no such call."""
+
+
 class MissingExtra(FsbrokerError, ImportError):
     """An optional package is not installed."""
 

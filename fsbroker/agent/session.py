@@ -15,14 +15,17 @@ from typing import Any, NamedTuple
 
 from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.waiting import Waiting
-from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew, SpoolError
+from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew, SpoolError, TaskLost
 from fsbroker.spool import archive, packs, presence, streams
+from fsbroker.spool.container import Image
 from fsbroker.spool.index import Results
-from fsbroker.spool.layout import Presence, parse_cancel
-from fsbroker.spool.live import LiveFile, LiveFiles, bury, delete_log
+from fsbroker.spool.layout import Presence, Stem, parse_cancel
+from fsbroker.spool.live import LiveFile, LiveFiles, bury, delete_log, give_birth
 from fsbroker.spool.log import (
     CLAIMABLE,
+    Fold,
     Kind,
+    Log,
     Range,
     Retired,
     State,
@@ -247,6 +250,30 @@ class AgentSession:
         self._published.get(live.stem, set()).difference_update(rows_of(ranges))
         self._settled.difference_update((live.stem, row) for row in rows_of(ranges))
         return Claim(live, ranges)
+
+    def bring(self, stem: Stem, made: Image, waiting: Sequence[int]) -> LiveFile:
+        """Publish a task file all of whose rows are this agent's: it has their outcomes already.
+
+        The claim is in the log before the file can be seen, so nobody else begins to run them.
+        If this agent dies before it publishes, they are recovered like all others.
+
+        Args:
+            waiting: the rows that have dependencies.
+        """
+        everything = ((0, stem.rows),)
+        self._files.mkdir(self._area.log(str(stem)))
+        log = Log(self._files, self._area, str(stem), Fold(stem.rows, waiting))
+        log.append(Kind.CLAIM, self.agent, everything)
+        give_birth(self._files, self._area, stem, made, durable=self._durable)
+        self.live.poll(afresh=True)
+        live = self.live.get(str(stem))
+        if live is None:
+            raise TaskLost("A task file vanished as it was published", str(stem))
+        live.log.refresh()
+        live.log.unsynced = True
+        self._claimed[live.stem] = live
+        self.held[live.stem] = set(rows_of(everything))
+        return live
 
     def _choose(self, live: LiveFile, ready: Sequence[int], count: int) -> list[int]:
         """The first rows, no more than recovery allows together, and chains that hang on them."""

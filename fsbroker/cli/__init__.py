@@ -37,6 +37,7 @@ COMMANDS = {
     "wait": "return when tasks have ended",
     "launch": "start agents for what is open: here, or in queue jobs",
     "jobs": "the queue jobs of a spool; cancel some, or submit again after a pause",
+    "import-cache": "take over the values of an executorlib cache",
     "gc": "remove what nobody needs any more",
     "config": "the settings in force, and where each comes from",
 }
@@ -90,7 +91,7 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _run_here(name: str, arguments: list[str]) -> int:
-    command = importlib.import_module(f"fsbroker.cli.{name}")
+    command = importlib.import_module(f"fsbroker.cli.{name.replace('-', '_')}")
     parser = argparse.ArgumentParser(
         prog=f"fsbroker {name}",
         description=command.__doc__,

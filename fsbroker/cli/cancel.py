@@ -8,15 +8,14 @@ cancelled one fail.
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 from typing import NamedTuple
 
 from fsbroker import cli
 from fsbroker.cli import agents, choice
 from fsbroker.cli.output import print_json, print_table
+from fsbroker.client.ending import Ending, end, owner
 from fsbroker.client.history import ENDED, History, Phase, Row
 from fsbroker.client.session import ClientSession
-from fsbroker.spool.log import State
 from fsbroker.spool.spool import Spool, open_spool
 
 
@@ -55,28 +54,14 @@ def run(options: argparse.Namespace) -> int:
 
 def _cancel(spool: Spool, session: ClientSession[bytes], row: Row) -> Answer:
     key, function = row.key.hex(), row.tasks.function(row.number)
-    if row.phase in (*ENDED, Phase.REMOVED):
+    found = end(spool, session, row)
+    if found is Ending.OVER:
         waits = row.phase is Phase.CANCELLED
         return Answer(key, function, waits, f"had ended before ({row.phase.value})")
-    if session.cancel(row.tasks.stem, row.number):
-        return Answer(key, function, True, "cancelled, it will not run")
-    state = session.state(row.tasks.stem, row.number)
-    if state is not State.CLAIMED:
-        return Answer(key, function, False, "ended while we looked")
-    owner = _ask(spool, session, row)
-    return Answer(key, function, True, f"asked {owner} to end it")
-
-
-def _ask(spool: Spool, session: ClientSession[bytes], row: Row) -> str:
-    """Leave a request for the agent that holds a row; which one that is.
-
-    A row that its agent gives back meanwhile is cancelled in the log: the request is for
-    the owner, whoever that is, and only a row that is claimed has one.
-    """
-    request = spool.area.cancel_request(row.tasks.stem, row.number)
-    with suppress(FileExistsError):
-        spool.files.symlink(f"cancel {session.ident}", request)
-    session.cancel(row.tasks.stem, row.number)
-    live = session.live.get(row.tasks.stem)
-    owner = live.log.fold.owner_of(row.number) if live is not None else None
-    return agents.named(agents.present(spool), owner) if owner else "nobody: it was given back"
+    if found is Ending.ASKED:
+        agent = owner(session, row)
+        who = agents.named(agents.present(spool), agent) if agent else "nobody: it was given back"
+        return Answer(key, function, True, f"asked {who} to end it")
+    cancelled = found is Ending.CANCELLED
+    text = "cancelled, it will not run" if cancelled else "ended while we looked"
+    return Answer(key, function, cancelled, text)

@@ -74,10 +74,15 @@ class Reader:
 
     def value(self, value: Value) -> Any:
         """The object that a stored value stands for."""
+        encoding, data, arrays = self.payload(value)
+        if encoding == Encoding.PLAIN:
+            return plain.decode(data, arrays)
+        return pickling.decode(encoding, data, arrays)
+
+    def payload(self, value: Value) -> tuple[int, bytes, list[Any]]:
+        """A stored value, with its arrays read: what `pickling.decode` takes."""
         arrays = [read_array(self._files, self._area, ref) for ref in value.arrays]
-        if value.encoding == Encoding.PLAIN:
-            return plain.decode(value.data, arrays)
-        return pickling.decode(value.encoding, value.data, arrays)
+        return value.encoding, value.data, arrays
 
     def _resolve_one(self, file: ResultFile, index: int) -> Resolved:
         try:

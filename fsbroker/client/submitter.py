@@ -159,31 +159,33 @@ class Submitter:
         context = (resources, os.getcwd(), tuple(sys.path))
         known = self._orders.get(context)
         if known is None:
-            lane = self._lane(resources)
+            lane = lane_of(resources, self._terms.tag, self._preset)
             lane = self._lanes.setdefault(lane, lane)
             known = self._orders[context] = Order(lane, resources.cache)
         return known
 
-    def _lane(self, resources: Resources) -> Lane:
-        cwd = os.path.abspath(resources.cwd or "")
-        meta: dict[str, Any] = {
-            "user": getpass.getuser(),
-            "host": platform.node(),
-            "python": platform.python_version(),
-            "cloudpickle": cloudpickle.__version__,
-            "tag": self._terms.tag,
-            "cwd": cwd,
-            "path": own_path(),
-            "error_log_file": os.path.join(cwd, log) if (log := resources.error_log_file) else "",
-        }
-        if resources.openmpi_oversubscribe:
-            meta["oversubscribe"] = True
-        if resources.queue:
-            meta["queue"] = json.dumps(resources.queue)
-        limits = Limits(resources.cores, resources.run_time_max or 0.0, resources.retries)
-        shape = str(resources.shape)
-        frozen = tuple(meta.items())
-        return Lane(resources.priority, shape, environment(), limits, frozen, self._preset)
+
+def lane_of(resources: Resources, tag: str, preset: FunctionEntry | None = None) -> Lane:
+    """The task files that a call with these resources may stand in, from here and now."""
+    cwd = os.path.abspath(resources.cwd or "")
+    meta: dict[str, Any] = {
+        "user": getpass.getuser(),
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "cloudpickle": cloudpickle.__version__,
+        "tag": tag,
+        "cwd": cwd,
+        "path": own_path(),
+        "error_log_file": os.path.join(cwd, log) if (log := resources.error_log_file) else "",
+    }
+    if resources.openmpi_oversubscribe:
+        meta["oversubscribe"] = True
+    if resources.queue:
+        meta["queue"] = json.dumps(resources.queue)
+    limits = Limits(resources.cores, resources.run_time_max or 0.0, resources.retries)
+    shape = str(resources.shape)
+    frozen = tuple(meta.items())
+    return Lane(resources.priority, shape, environment(), limits, frozen, preset)
 
 
 class _Called(NamedTuple):

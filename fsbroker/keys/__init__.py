@@ -35,7 +35,7 @@ The way through, each module importing from those below it only:
     refusal     what has no canonical form -> an error that says where, and the cure
 """
 
-from fsbroker.keys.function import UNKNOWN, Call, Function, identify, opaque
+from fsbroker.keys.function import UNKNOWN, Call, Function, identify, named, opaque
 from fsbroker.keys.verdict import verify
 
-__all__ = ["UNKNOWN", "Call", "Function", "identify", "opaque", "verify"]
+__all__ = ["UNKNOWN", "Call", "Function", "identify", "named", "opaque", "verify"]

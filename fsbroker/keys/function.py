@@ -164,7 +164,7 @@ class Function:
     ) -> Call:
         payload = pickling.encode_call(args, kwargs, foreign)
         if self._guards is None:
-            key = os.urandom(KEY_BYTES) if cache_key is None else _named(cache_key)
+            key = os.urandom(KEY_BYTES) if cache_key is None else named(cache_key)
             return Call(key, UNKNOWN if cache_key is not None else key, payload)
         try:
             hasher = self._prefixed(*where)
@@ -173,9 +173,9 @@ class Function:
         except CannotPickle:
             if cache_key is None:
                 raise
-            return Call(_named(cache_key), UNKNOWN, payload)
+            return Call(named(cache_key), UNKNOWN, payload)
         content = hasher.digest()
-        return Call(content if cache_key is None else _named(cache_key), content, payload)
+        return Call(content if cache_key is None else named(cache_key), content, payload)
 
     def _prefixed(self, ranks: int, preset: bytes) -> blake2b:
         hasher = blake2b(FORMAT, digest_size=KEY_BYTES)
@@ -184,7 +184,8 @@ class Function:
         return hasher
 
 
-def _named(cache_key: str) -> bytes:
+def named(cache_key: str) -> bytes:
+    """The key of the call that gives itself this name, whatever it calls."""
     text = cache_key.encode("utf-8", "surrogatepass")
     return blake2b(FORMAT + b" name " + text, digest_size=KEY_BYTES).digest()
 
