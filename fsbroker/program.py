@@ -96,10 +96,30 @@ def mpi_command(
         oversubscribe=slot["oversubscribe"],
     )
     return [
-        *launchers.command(slot["launcher"], start, program[0]),
+        *launchers.command(_launcher(slot), start, program[0]),
         *_confined(slot, threads),
         *program,
     ]
+
+
+def _launcher(slot: Mapping[str, Any]) -> Sequence[str]:
+    """The template of the agent's launcher, or of one that does not wait for the task's own ranks.
+
+    Raises:
+        ResourceError: there is none.
+    """
+    from fsbroker.agent.launchers import TABLE
+
+    if not slot["brokers"] or slot["ranks"] == 1:
+        template: Sequence[str] = slot["launcher"]
+        return template
+    if len(slot["nodes"]) == 1:
+        return TABLE["mpiexec"]
+    raise ResourceError(
+        "In Flux the ranks of a task hold their cores, so no program can be started on them",
+        f"{slot['ranks']} ranks on {len(slot['nodes'])} nodes",
+        "Have ranks on one node only, or one rank with threads_per_core.",
+    )
 
 
 def _shared_out(slot: Mapping[str, Any], ranks: int | None, threads: int | None) -> tuple[int, int]:

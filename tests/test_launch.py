@@ -15,7 +15,6 @@ from fsbroker.config import Config
 from fsbroker.errors import ConfigError, ResourceError, SpoolError
 from fsbroker.launch import demand, plan
 from fsbroker.launch.demand import Work
-from fsbroker.launch.flux import Flux
 from fsbroker.launch.plan import Wanted, wanted
 from fsbroker.launch.queue import QueueLauncher
 from fsbroker.launch.settings import config_of, mpi_options, settings_of
@@ -520,15 +519,6 @@ def test_a_spool_that_scripts_cannot_name(tmp_path, name):
 
 
 # -- what schedulers differ in ------------------------------------------------------------
-
-
-def test_a_flux_job_has_an_agent_of_one_node(spool):
-    capacity = QueueLauncher(spool, Flux(), EACH).capacity
-    capacity.require(merged(Resources(), {"cores": 4}))
-    with pytest.raises(ResourceError, match="an agent in a queue job"):
-        capacity.require(merged(Resources(), {"cores": 4, "num_nodes": 2}))
-    several = QueueLauncher(spool, Slurm(), EACH).capacity
-    several.require(merged(Resources(), {"cores": 4, "num_nodes": 2}))
 
 
 def test_agents_are_told_what_the_settings_say_of_mpi():

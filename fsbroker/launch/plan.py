@@ -44,7 +44,8 @@ class Wanted(NamedTuple):
 
 def wanted(work: Iterable[Work], jobs: Sequence[QueueJob], config: Config) -> list[Wanted]:
     """The jobs to submit now."""
-    room = (config.max_jobs or MOST_JOBS) - len(jobs)
+    # Each scheduler that serves the spool has jobs of its own.
+    room = (config.max_jobs or MOST_JOBS) - sum(job.scheduler == config.backend for job in jobs)
     if room <= 0:
         return []
     found = _pilots(work, jobs, config) if config.block_allocation else _each(work, jobs, config)
