@@ -7,9 +7,8 @@ the files, and lists again when one was gone: what has left one place is found i
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -135,9 +134,9 @@ class Census:
 
 @contextmanager
 def _moving() -> Iterator[None]:
-    """A file that has moved on will be met where it went."""
-    try:
+    """A file that has moved on will be met where it went.
+
+    Nothing else tells that it has: one whose handle is stale may stand where it stood.
+    """
+    with suppress(FileNotFoundError):
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ESTALE):
-            raise
