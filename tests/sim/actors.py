@@ -12,8 +12,11 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsbroker.agent.session import AgentSession, Claim
+from fsbroker.client.again import Again
+from fsbroker.client.history import History
+from fsbroker.client.loop import UNREADABLE
 from fsbroker.client.session import ClientSession, Ended
-from fsbroker.errors import SpoolError
+from fsbroker.errors import SpoolError, TaskLost
 from fsbroker.spool import gc
 from fsbroker.spool.index import Found
 from fsbroker.spool.layout import Area
@@ -68,6 +71,8 @@ class Agent:
             self._retry(self.session.join)
             self.joined = True
             while not self._may_leave():
+                if self._gives_up():
+                    return
                 thorough = self.nap >= LONGEST_NAP
                 busy = self._round(thorough=thorough)
                 self.idle = thorough and not busy
@@ -87,6 +92,17 @@ class Agent:
                 with suppress(*TROUBLE):
                     if self.joined:
                         self.session.beat()  # a zombie learns by this that it was sealed
+
+    def _gives_up(self) -> bool:
+        """File calls failed for too long: it gives back what it may, and is gone."""
+        scenario = self.world.scenario
+        if not (scenario.leavers and self.finished and self.chance.random() < 0.2):
+            return False
+        with suppress(*TROUBLE):
+            self.session.abandon("no use")
+        self.actor.files.dead = True  # as far as others can ask
+        self.world.replace(self.actor)
+        return True
 
     def _may_leave(self) -> bool:
         if not self.world.closing or self.finished or not self.idle:
@@ -214,6 +230,20 @@ def collector(actor: Actor, world: World) -> None:
             gc.remove(files, AREA, rubbish)  # type: ignore[arg-type]
 
 
+def retrier(actor: Actor, world: World) -> None:
+    """`fsbroker retry`, several times: new rounds of what has failed, from what is stored."""
+    spool = world.spool(actor.files)
+    for _ in range(4):
+        world.sleep(actor, world.chance.choice((0.05, 1.0, 10.0)))
+        with suppress(*TROUBLE, TaskLost):
+            history = History(spool)
+            again = Again(spool, history)
+            failed = (row for row in history if row.phase in Again.RETRIED)
+            for stem in again.publish(again.with_others(failed)):
+                world.truth.accept(stem)
+                world.note(actor, f"tries anew: {stem}")
+
+
 # -- clients ---------------------------------------------------------------------------------
 
 
@@ -255,6 +285,7 @@ class Client:
         self.unread: list[tuple[Ticket, bool]] = []
         self.count = 0
         self.tried: dict[bytes, int] = {}
+        self.looked: dict[Ticket, int] = {}
 
     def run(self) -> None:
         rounds, nap = 0, 0.01
@@ -382,7 +413,11 @@ class Client:
             found = (
                 results.find_row(ticket.key, *place) if own and place else results.find(ticket.key)
             )
-            if found is not None and self._read_found(ticket, found):
+            self.looked[ticket] = self.looked.get(ticket, 0) + 1
+            if found is None and self.world.truth.collected and self.looked[ticket] > UNREADABLE:
+                self.unread.remove(entry)  # gc took what had been found
+                self._again(ticket)
+            elif found is not None and self._read_found(ticket, found):
                 self.unread.remove(entry)
 
     def _read_found(self, ticket: Ticket, found: Found) -> bool:
@@ -399,10 +434,14 @@ class Client:
         self.unread += [(ticket, False) for ticket, _ in checked.elsewhere]
         if checked.lost and self.world.truth.collected:
             for ticket in checked.lost:
-                self.open.pop(ticket, None)
-                self.batches.append([self.world.jobs[ticket.key].number])
+                self._again(ticket)
         elif checked.lost:
             raise Violation(f"{self.actor.name} was told that {checked.lost} are lost")
+
+    def _again(self, ticket: Ticket) -> None:
+        """Its future is told that the task is lost; who wants it all the same submits it again."""
+        self.open.pop(ticket, None)
+        self.batches.append([self.world.jobs[ticket.key].number])
 
     def _cancel(self) -> None:
         for ticket, place in list(self.open.items()):
@@ -411,6 +450,7 @@ class Client:
             self.cancels.discard(ticket.key)
             if self.session.cancel(*place):
                 self.world.note(self.actor, f"cancelled {place}")
+                self.world.truth.tell_cancelled(place)
             return
 
 

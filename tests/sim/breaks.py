@@ -1,4 +1,4 @@
-"""The protocol with one rule left out, ten times: each must be caught.
+"""The protocol with one rule left out, twenty times: each must be caught.
 
 A simulation that never fails proves nothing. Each break is a context manager that
 patches the one place where its rule stands, with the scenario in which it shows soonest.
@@ -11,9 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fsbroker.agent.session import AgentSession
+from fsbroker.agent.waiting import Waiting
 from fsbroker.client.session import ClientSession
 from fsbroker.spool import gc, layout, log, packs, streams
-from tests.sim.model import LINK, ModelFiles, Node
+from fsbroker.task import Status
+from tests.sim.model import LINK, ModelFiles, Mount, Node
 from tests.sim.scheduler import Strike
 from tests.sim.world import Scenario
 
@@ -207,6 +210,110 @@ def gc_takes_inputs() -> tuple[Undo, ...]:
     return ((gc, "_dependencies", lambda entry: set()),)
 
 
+# -- outside of publish and claim -----------------------------------------------------------------
+
+
+def packs_leave_a_row_out() -> tuple[Undo, ...]:
+    order = packs._sorted_distinct
+    return ((packs, "_sorted_distinct", lambda rows: order(rows)[:-1]),)
+
+
+def packing() -> Scenario:
+    """Power losses, now and then, while much is packed."""
+    strikes = [(n, Strike.POWER) for n in (700, 1100, 1500)]
+    return Scenario(agents=3, jobs=14, ordered=False, strikes=strikes, steps=1800)
+
+
+def packs_not_durable() -> tuple[Undo, ...]:
+    """Inputs are deleted behind a pack that no fsync covers."""
+    sync = ModelFiles.sync_directory
+
+    def not_of_packs(self: ModelFiles, path: str) -> None:
+        if not path.endswith("/packs"):
+            sync(self, path)
+
+    return ((ModelFiles, "sync_directory", not_of_packs),)
+
+
+def gc_buries_the_living() -> tuple[Undo, ...]:
+    """Every log counts as that of a finished task file."""
+
+    def logs(self: Any) -> Iterator[gc.Item]:
+        for stem in self._files.names(self._area.claims):
+            yield self._item(gc.Kind.RETIRED, self._area.log(stem))
+
+    return ((gc._Survey, "_logs_of_retired", logs),)
+
+
+def cancelling() -> Scenario:
+    return Scenario(agents=2, clients=2, jobs=14, burst=1.0, cancels=True, steps=400)
+
+
+def cancel_is_not_written() -> tuple[Undo, ...]:
+    return ((ClientSession, "cancel_rows", lambda self, stem, rows: set(rows)),)
+
+
+def cancel_after_the_claim() -> tuple[Undo, ...]:
+    """Whoever appended the record believes in it, also where a claim stood before it."""
+    cancel = ClientSession.cancel_rows
+
+    def believing(self: ClientSession[Any], stem: str, rows: Any) -> set[int]:
+        cancel(self, stem, rows)
+        live = self.live.get(stem)
+        return set(rows) if live is not None else set()
+
+    return ((ClientSession, "cancel_rows", believing),)
+
+
+def nobody_ends_cancelled_rows() -> tuple[Undo, ...]:
+    return ((AgentSession, "_end_cancelled", lambda self, live: None),)
+
+
+def failing() -> Scenario:
+    return Scenario(agents=2, jobs=14, failures=True, steps=400)
+
+
+def failures_count_as_values() -> tuple[Undo, ...]:
+    settle = Waiting.settle
+    return ((Waiting, "settle", lambda self, key, *, done: settle(self, key, done=True)),)
+
+
+def what_is_not_there_has_failed() -> tuple[Undo, ...]:
+    """A dependency without an outcome counts as cancelled, though a live row may give it one."""
+
+    def status(self: AgentSession, key: bytes) -> Status:
+        found = self.results.find(key)
+        return Status(found.status) if found is not None else Status.CANCELLED
+
+    return ((AgentSession, "_dependency_status", status),)
+
+
+def ending() -> Scenario:
+    """Task files that end, and power losses; on a disk that loses all it may."""
+    strikes = [(n, Strike.POWER) for n in range(150, 900, 75)]
+    return Scenario(jobs=8, ordered=False, strikes=strikes, steps=1000)
+
+
+def archive_not_durable() -> tuple[Undo, ...]:
+    sync = ModelFiles.sync_directory
+
+    def not_of_archive(self: ModelFiles, path: str) -> None:
+        if not path.endswith("/archive"):
+            sync(self, path)
+
+    return ((ModelFiles, "sync_directory", not_of_archive),)
+
+
+def leaving() -> Scenario:
+    """Agents that are told to end, at any moment, on a file system whose replies lie."""
+    mount = Mount(cached=True, calm=20, lies=True)
+    return Scenario(agents=3, jobs=14, mount=mount, leavers=True, steps=800)
+
+
+def leavers_give_back_what_may_be_published() -> tuple[Undo, ...]:
+    return ((streams.Stream, "is_unsure", False),)
+
+
 BREAKS = [
     Break("no fsync of files", no_file_sync, power),
     Break("no fsync of directories", no_directory_sync, power),
@@ -218,4 +325,18 @@ BREAKS = [
     Break("a packer takes the highest file", packer_takes_highest),
     Break("look-ups end with the tasks", packs_before_tasks, busy),
     Break("gc takes what a task waits for", gc_takes_inputs, collector),
+    Break("a pack leaves a row out", packs_leave_a_row_out, packing),
+    Break("inputs go before their pack is durable", packs_not_durable, packing),
+    Break("gc buries live task files", gc_buries_the_living, collector),
+    Break("a cancellation is told and not written", cancel_is_not_written, cancelling),
+    Break("a cancellation counts behind a claim", cancel_after_the_claim, cancelling),
+    Break("nobody ends cancelled rows", nobody_ends_cancelled_rows, cancelling),
+    Break("a failed dependency counts as a value", failures_count_as_values, failing),
+    Break("a dependency that is to come has failed", what_is_not_there_has_failed, failing),
+    Break("task files go before their archive is durable", archive_not_durable, ending),
+    Break(
+        "who leaves gives back what it may have published",
+        leavers_give_back_what_may_be_published,
+        leaving,
+    ),
 ]

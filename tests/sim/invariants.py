@@ -112,6 +112,7 @@ class Truth:
             want what it takes, are told so by an error); collected: whether there was one.
         gone: outcomes that it removed.
         wanted: the lowest round whose failure may reach a ticket.
+        never: rows that a client was told will never run.
     """
 
     def __init__(self, disk: ModelDisk, area: Area, clock: Clock) -> None:
@@ -126,6 +127,7 @@ class Truth:
         self.ended_keys: dict[bytes, int] = {}
         self.executions: dict[bytes, list[bytes]] = {}
         self.executed: set[tuple[str, int, str, int]] = set()
+        self.never: set[Row] = set()
         self.resolved: dict[Any, tuple[int, bytes]] = {}
         self.wanted: dict[Any, int] = {}
         self.collecting: set[str] | None = None
@@ -389,6 +391,8 @@ class Truth:
             raise Violation(f"{agent} executes {row}, which was never its own")
         if mark in self.executed:
             raise Violation(f"{agent} executes {row} a second time after one claim")
+        if row in self.never:
+            raise Violation(f"{row} is executed, though a client was told that it is cancelled")
         fold = self.folds.get(stem)
         if fold is not None and number in fold.cancelled:
             raise Violation(f"{row} is executed, though it was cancelled before any claim")
@@ -405,6 +409,12 @@ class Truth:
             b'["%s",%d]' % (self.tasks[stem].keys[number].hex()[:6].encode(), len(values))
         )
         return values[-1]
+
+    def tell_cancelled(self, row: Row) -> None:
+        """A client was told that a row will never run."""
+        if any((stem, number) == row for stem, number, *_ in self.executed):
+            raise Violation(f"a client was told that {row} is cancelled, though it has run")
+        self.never.add(row)
 
     def acknowledge(self, rows: Iterable[Row]) -> None:
         """A durable publication returned: these outcomes must survive everything."""

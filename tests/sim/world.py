@@ -27,8 +27,6 @@ from tests.sim.model import NEVER, Host, ModelDisk, ModelFiles, Mount
 from tests.sim.scheduler import Actor, Scheduler, Strike, Stuck
 
 AREA = actors.AREA
-GC_IS_SAFE = False
-"""Whether gc sees task files that came while it looked, and name what it removes."""
 LANE = Lane(100, "c1", actors.ENVIRONMENT, Limits())
 
 
@@ -49,12 +47,13 @@ class Scenario:
     """What a seed draws before anything runs.
 
     Attributes:
-        agents, clients, collectors: how many start.
+        agents, clients, collectors, retriers: how many start.
         burst: mean number of calls between changes of actor.
         latency: seconds of a file call.
         ordered: how the disk keeps names through a power loss (`ModelDisk`).
         strikes: what hits, and at which call.
         steps: calls after which the trouble ends.
+        leavers: agents give up now and then, with rows in hand; others come.
     """
 
     agents: int = 2
@@ -71,6 +70,8 @@ class Scenario:
     cancels: bool = False
     failures: bool = False
     collectors: int = 0
+    retriers: int = 0
+    leavers: bool = False
 
 
 def draw(chance: random.Random) -> Scenario:
@@ -88,8 +89,10 @@ def draw(chance: random.Random) -> Scenario:
         steps=pick((300, 600, 1000)),
         cancels=chance.random() < 0.3,
         failures=chance.random() < 0.3,
-        collectors=chance.choice((0, 0, 0, 0, 0, 1)) if GC_IS_SAFE else 0,
+        collectors=pick((0, 0, 0, 0, 0, 1)),
     )
+    scenario.leavers = chance.random() < 0.2
+    scenario.retriers = pick((0, 1)) if scenario.failures or scenario.cancels else 0
     kinds = chance.choices((Strike.KILL, Strike.STOP, Strike.PAUSE, Strike.FULL), k=pick((0, 1, 3)))
     if chance.random() < 0.25:
         kinds.append(Strike.POWER)
@@ -192,6 +195,10 @@ class World:
     def spool(self, files: ModelFiles) -> Spool:
         return Spool(files, AREA, self.scenario.durable)  # type: ignore[arg-type]
 
+    def replace(self, actor: Actor) -> None:
+        """An agent has given up: another one comes."""
+        self._start_agent().wake += self.chance.choice((0.0, 1.0, 30.0))
+
     def lane(self) -> Lane:
         return LANE
 
@@ -254,6 +261,8 @@ class World:
             self._start_client()
         for _ in range(self.scenario.collectors):
             self._start("gc", actors.collector)
+        for _ in range(self.scenario.retriers):
+            self._start("retry", actors.retrier)
         self.scheduler.run_steps(self.scenario.steps)
 
     def _start(self, kind: str, main: Callable[..., None], *plan: Any) -> Actor:
@@ -285,7 +294,7 @@ class World:
     def _after_death(self, actor: Actor) -> None:
         """Somebody was killed: another one comes, sooner or later."""
         self.note(actor, "KILLED")
-        if actor.name.startswith("gc"):
+        if actor.name.startswith(("gc", "retry")):
             return
         start = self._start_agent if actor.name.startswith("agent") else self._start_client
         start().wake += self.chance.choice((0.0, 1.0, 30.0))
