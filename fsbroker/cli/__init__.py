@@ -11,6 +11,8 @@ Every command but ``config`` takes its spool from ``--spool`` or the variable FS
     5           (status --check, wait) none failed, but some have not ended
     6           (cancel, retry, jobs cancel) nothing to do for some of those that were named:
                 they had ended, or run; (launch) for any: nothing is open
+    7           (fsck) something is wrong that --repair mends; (doctor) usable, with a warning
+    8           (fsck) something is lost, or contradicts itself; (doctor) no place for a spool
     130         interrupted
 
 ``agent`` and ``demo`` have their own: an agent ends with 3 when others took it
@@ -39,6 +41,8 @@ COMMANDS = {
     "jobs": "the queue jobs of a spool; cancel some, or submit again after a pause",
     "import-cache": "take over the values of an executorlib cache",
     "gc": "remove what nobody needs any more",
+    "fsck": "check every file of a spool, and mend what can be mended",
+    "touch": "keep a spool from a site's purge: make all its files young",
     "config": "the settings in force, and where each comes from",
 }
 _HANDED_OVER = {
@@ -48,7 +52,7 @@ _HANDED_OVER = {
 }
 """Commands that read their own arguments: ``main(arguments) -> exit code``."""
 
-OK, ERROR, USAGE, NOT_FOUND, SOME_FAILED, NOT_ENDED, NOTHING_TO_DO = range(7)
+OK, ERROR, USAGE, NOT_FOUND, SOME_FAILED, NOT_ENDED, NOTHING_TO_DO, FLAWED, UNFIT = range(9)
 INTERRUPTED = 130
 
 

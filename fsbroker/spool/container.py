@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAGIC = b"fsbroker"
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SMALLEST_HEADER = 2048
 FIRST_READ = 4096
 LARGEST_HEADER = 16 << 20
@@ -111,7 +112,7 @@ class Container:
         sections: where each stands.
     """
 
-    __slots__ = ("_file", "kind", "meta", "path", "sections", "token")
+    __slots__ = ("_file", "_hdf5", "kind", "meta", "path", "sections", "token")
 
     def __init__(self, files: Files, path: str, *kinds: str, file: OpenFile | None = None) -> None:
         self._file: OpenFile = file or files.open(path)
@@ -142,6 +143,7 @@ class Container:
                 "Use the newer fsbroker that wrote it",
             )
         _, _, size, length, checksum = words
+        self._hdf5 = int(size)
         if int(size) > LARGEST_HEADER:
             raise FileDamaged("The header is larger than any that fsbroker writes", self.path)
         text = rest[: int(length, 16)]
@@ -194,6 +196,19 @@ class Container:
         if len(data) != length or zlib.crc32(data) != checksum:
             raise FileDamaged(f"Checksum of section {name!r} is wrong", self.path)
         return data
+
+    def verify(self) -> None:
+        """Read everything, and compare the length with what HDF5's superblock says of it.
+
+        Raises:
+            FileDamaged: it is not as it was written.
+        """
+        for name in self.sections:
+            self.read(name)
+        superblock = self._file.read(self._hdf5, 36)
+        end = int.from_bytes(superblock[28:36], "little")
+        if superblock[:8] != SIGNATURE or self._hdf5 + end != self._file.size:
+            raise FileDamaged("Cut off, or longer than it was written", self.path)
 
     def close(self) -> None:
         self._file.close()

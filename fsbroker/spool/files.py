@@ -191,8 +191,12 @@ class Files:
         """Seconds between the changes of two files, both by the file server's clock."""
         return os.lstat(self._prefix + now).st_mtime - os.lstat(self._prefix + path).st_mtime
 
+    def status(self, path: str) -> os.stat_result:
+        """Of the name itself: links are not followed."""
+        return os.lstat(self._prefix + path)
+
     def size(self, path: str) -> int:
-        return os.lstat(self._prefix + path).st_size
+        return self.status(path).st_size
 
     # -- writing -------------------------------------------------------------------------
 
@@ -229,8 +233,8 @@ class Files:
         self._retry(_sync_directory, path)
 
     def touch(self, path: str) -> None:
-        """Make a file young, by the file server's clock (`age`)."""
-        self._retry(os.utime, path)
+        """Make a file, a link or a directory young, by the file server's clock (`age`)."""
+        self._retry(partial(os.utime, follow_symlinks=False), path)
 
     def freshen(self, directory: str) -> None:
         """See to it that the next listing shows all, where that takes a change by ourselves.

@@ -146,11 +146,11 @@ class Spared(NamedTuple):
 
 def survey(files: Files, area: Area, wishes: Wishes) -> Rubbish:
     """What may go; changes nothing."""
-    with _Now(files, area) as age:
+    with Now(files, area) as age:
         return _Survey(files, area, wishes, age).rubbish()
 
 
-class _Now:
+class Now:
     """The file server's clock: ages of files, as differences to one that is new."""
 
     def __init__(self, files: Files, area: Area) -> None:
@@ -378,7 +378,7 @@ def _share(files: Files, file: ResultFile, going: int) -> Usage:
 def remove(files: Files, area: Area, rubbish: Rubbish) -> list[str]:
     """Remove what a survey found, unless somebody has come to want it; what went wrong."""
     trouble = []
-    with _Now(files, area) as age:
+    with Now(files, area) as age:
         removal = _Removal(files, area, rubbish.spared, age)
         for item in rubbish.items:
             try:
@@ -479,13 +479,14 @@ class _Removal:
 
     def _put_in_place(self, file: ResultFile, kept: np.ndarray, tier: int) -> bool:
         """Publish a pack with only some of the rows of another."""
-        made = _subset(self._files.token(), file, kept)
+        made = subset(self._files.token(), file, kept)
         return publish(
             self._files, self._area, made, self._area.pack(tier, made.token), durable=True
         )
 
 
-def _subset(token: str, file: ResultFile, kept: np.ndarray) -> Image:
+def subset(token: str, file: ResultFile, kept: np.ndarray) -> Image:
+    """A pack with only some of the rows of a result file or pack."""
     writer = ValueWriter("values")
     errors = {}
     for new, index in enumerate(kept.tolist()):

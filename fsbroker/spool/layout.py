@@ -98,6 +98,7 @@ _BLOB = re.compile(r"[0-9a-f]{40}\.h5")
 _KEY = re.compile(r"[0-9a-f]{40}")
 _ATTEMPT = re.compile(r"([0-9a-f]{16})\.(\d{1,5})")
 _OUTPUT = re.compile(r"(\d{1,5})\.(out|err)")
+_SETTINGS = re.compile(r"([0-9a-f]{16})\.settings")
 _GRAVE = re.compile(r"log-[0-9a-f]{16}")
 _AREA = re.compile(r"u\d{1,10}")
 
@@ -170,6 +171,12 @@ def parse_output(name: str) -> tuple[int, str] | None:
     """The rank, and "out" or "err"."""
     match = _OUTPUT.fullmatch(name)
     return (int(match[1]), match[2]) if match else None
+
+
+def parse_settings(name: str) -> str | None:
+    """The digest of the settings of queue jobs."""
+    match = _SETTINGS.fullmatch(name)
+    return match[1] if match else None
 
 
 def is_grave(name: str) -> bool:

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import numpy as np
 
-from fsbroker.spool.container import Image, image
+from fsbroker.spool.container import Container, Image, image
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, is_agent
 from fsbroker.spool.publish import publish
@@ -68,7 +68,7 @@ def _merge(files: Files, area: Area, inputs: Sequence[str], tier: int) -> bool:
     try:
         for path in inputs:
             with suppress(*UNREADABLE):
-                opened.append(ResultFile(files, path))
+                opened.append(_whole(files, path))
         if len(opened) < 2:
             return False
         made = _merged(files.token(), opened)
@@ -76,6 +76,13 @@ def _merge(files: Files, area: Area, inputs: Sequence[str], tier: int) -> bool:
         for file in opened:
             file.close()
     return publish(files, area, made, area.pack(tier, made.token), durable=True)
+
+
+def _whole(files: Files, path: str) -> ResultFile:
+    """A result file or pack, none of whose sections is damaged: the others would go with it."""
+    with Container(files, path) as file:
+        file.verify()
+    return ResultFile(files, path)
 
 
 def _merged(token: str, inputs: Sequence[ResultFile]) -> Image:

@@ -11,7 +11,7 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from fsbroker.errors import FileDamaged, FormatTooNew, SpoolMissing
+from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew, SpoolError, SpoolMissing
 from fsbroker.spool.files import Files, explain
 from fsbroker.spool.layout import DIRECTORIES, FORMAT, SPOOL_FILE, Area, area_of
 
@@ -64,6 +64,31 @@ def open_spool(root: str | os.PathLike[str]) -> Spool:
     return _opened(Files(path), make=False)
 
 
+def open_to_check(root: str | os.PathLike[str]) -> tuple[Spool, SpoolError | None]:
+    """Open a spool, also one whose ``spool.yaml`` is gone or damaged: then with the reason.
+
+    Raises:
+        SpoolMissing: there is none. FormatTooNew: a newer fsbroker made it.
+    """
+    try:
+        return open_spool(root), None
+    except FormatTooNew:
+        raise
+    except (SpoolMissing, FileDamaged, FileRefused) as error:
+        files = Files(os.fspath(root), "none")
+        if not os.path.isdir(files.root) or "users" not in files.names(""):
+            raise
+        return Spool(files, Area(area_of(files.uid)), durable=True), error
+
+
+def renew_settings(spool: Spool) -> None:
+    """Put new settings in the place of damaged or missing ones: durable, and by measuring."""
+    files, area, _ = spool
+    if SPOOL_FILE in files.names(""):
+        files.rename(SPOOL_FILE, area.quarantined(SPOOL_FILE, files.token()))
+    _write_settings(files, durable=True)
+
+
 def _opened(files: Files, *, make: bool) -> Spool:
     settings = _read_settings(files)
     files.lock_class = settings["lock"]
@@ -111,16 +136,15 @@ def _read_settings(files: Files) -> dict[str, str]:
     try:
         settings = yaml.safe_load(text)
         version = int(settings["format"])
+        lock, _ = settings["lock"], settings["durability"]
     except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
         raise FileDamaged("The spool's settings cannot be read", path) from error
     if version > FORMAT:
         raise FormatTooNew(
             f"Format {version}, this fsbroker reads up to {FORMAT}", path, "Use a newer fsbroker"
         )
-    if settings.get("lock") not in LOCK_CLASSES:
-        raise FileDamaged(
-            f"Unknown lock class {settings.get('lock')!r}; known: {', '.join(LOCK_CLASSES)}", path
-        )
+    if lock not in LOCK_CLASSES:
+        raise FileDamaged(f"Unknown lock class {lock!r}; known: {', '.join(LOCK_CLASSES)}", path)
     return settings  # type: ignore[no-any-return]
 
 

@@ -170,6 +170,10 @@ class ResultFile:
     def value(self, index: int) -> Value:
         return self._values.read(self.rows[index])
 
+    def fingerprint(self, index: int) -> tuple[Any, ...]:
+        """As `ValueReader.fingerprint`, with how the row ended."""
+        return (int(self.rows["status"][index]), *self._values.fingerprint(self.rows[index]))
+
     def error(self, index: int) -> dict[str, str] | None:
         return self._errors.get(str(index))
 

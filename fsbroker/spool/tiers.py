@@ -85,8 +85,7 @@ class Tiers:
 
     def _is_whole(self, path: str) -> bool:
         with Container(self._files, path) as file:
-            for name in file.sections:
-                file.read(name)
+            file.verify()
         return True
 
 

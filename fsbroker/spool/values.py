@@ -187,27 +187,41 @@ class ValueReader:
         arrays = tuple(self._array(number) for number in range(first, first + count))
         return Value(int(row["encoding"]), data, arrays)
 
+    def fingerprint(self, row: Any) -> tuple[Any, ...]:
+        """What two stored values differ in if they differ, without reading them: checksums.
+
+        Of arrays: dtype, shape, order, checksum, and the name of their blob.
+        """
+        first, count = int(row["first_array"]), int(row["arrays"])
+        arrays = [self._entry(number) for number in range(first, first + count)]
+        shown = [(dtype, *shape, order, crc, blob) for dtype, _, shape, order, crc, blob in arrays]
+        return (int(row["encoding"]), int(row["length"]), int(row["checksum"]), *shown)
+
     def text(self) -> bytes:
         """All plain payloads, as one JSON array in the order of their rows."""
         return self._file.read(self._name) or b"[]"
 
     def _array(self, number: int) -> ArrayRef:
+        dtype, start, shape, order, checksum, blob = self._entry(number)
+        if blob:
+            return ArrayRef(dtype, tuple(shape), order, Blob(blob))
+        length = _bytes_of(dtype, shape)
+        data = self._file.read_part(f"arrays/{dtype}", start, length, checksum)
+        return ArrayRef(dtype, tuple(shape), order, data)
+
+    def _entry(self, number: int) -> list[Any]:
         if self._index is None:
             try:
                 self._index = json.loads(self._file.read("array_index") or b"[]")
             except ValueError as error:
                 raise FileDamaged("The index of arrays cannot be read", self._file.path) from error
         try:
-            dtype, start, shape, order, checksum, blob = self._index[number]
-        except (IndexError, ValueError) as error:
+            entry: list[Any] = self._index[number]
+        except IndexError as error:
             raise FileDamaged(
                 "A row points to an array that is not there", self._file.path
             ) from error
-        if blob:
-            return ArrayRef(dtype, tuple(shape), order, Blob(blob))
-        length = _bytes_of(dtype, shape)
-        data = self._file.read_part(f"arrays/{dtype}", start, length, checksum)
-        return ArrayRef(dtype, tuple(shape), order, data)
+        return entry
 
 
 def _bytes_of(dtype: str, shape: Sequence[int]) -> int:
