@@ -163,6 +163,10 @@ class TaskLost(TaskError):
     """The task's file was removed from the spool before it had an outcome."""
 
 
+class ResultLost(TaskLost):
+    """The task's stored value was removed, or is damaged."""
+
+
 class TaskCancelled(TaskError, CancelledError):
     """The task was cancelled."""
 

@@ -34,6 +34,7 @@ from fsbroker.errors import (
     FormatTooNew,
     FsbrokerError,
     KeyConflict,
+    ResultLost,
     SpoolError,
     SpoolMissing,
     TaskLost,
@@ -645,8 +646,25 @@ class ClientLoop:
                 self._fail([item.future], _conflict(key))
             else:
                 ended.append((item.future, found))
-        self._deliver_found(ended)
+        gone = dict(self._deliver_found(ended))
+        if gone:
+            fresh += self._computed_anew(gone, calls, outcomes)
         self._publish(fresh)
+
+    def _computed_anew(
+        self,
+        gone: dict[Future, ResultLost],
+        calls: Sequence[Submitted | Attach],
+        outcomes: Mapping[bytes, Found],
+    ) -> list[tuple[Submitted, int]]:
+        """Calls whose stored values are gone; who only attached is told so."""
+        found = []
+        for item in calls:
+            if item.future in gone and isinstance(item, Submitted):
+                found.append((item, outcomes[item.call.key].round + 1))
+            elif item.future in gone:
+                self._fail([item.future], gone[item.future])
+        return found
 
     def _attach(
         self, future: Future, found: Found | None, ended: list[tuple[Future, Found]]
@@ -744,12 +762,12 @@ class ClientLoop:
         found = False
         for ended in self._session.poll():
             found = True
-            self._deliver(ended.file, ended.tickets)
+            self._fail_gone(self._deliver(ended.file, ended.tickets))
         return found
 
     def _check(self) -> None:
         checked = self._session.check()
-        self._deliver_found(checked.elsewhere)
+        self._fail_gone(self._deliver_found(checked.elsewhere))
         self._read_again()
         for future in checked.lost:
             self._lose(future, "The task's file was removed before it ended")
@@ -784,7 +802,7 @@ class ClientLoop:
             with suppress(OSError, SpoolError):
                 found = self._session.outcome(future, future.stem or "", future.row, sure=sure)
             if found is not None:
-                self._deliver_found([(future, found)])
+                self._fail_gone(self._deliver_found([(future, found)]))
             if (found is None and future.is_pending()) or future in self._unread:
                 self._unread[future] = times + 1
                 if times > UNREADABLE:
@@ -795,7 +813,15 @@ class ClientLoop:
         where = f"{_key_of(future).hex()} in {self.spool.files.root}"
         self._fail([future], TaskLost(what, where, "Submit it again"))
 
-    def _deliver_found(self, found: Sequence[tuple[Future, Found]]) -> None:
+    def _fail_gone(self, gone: Sequence[tuple[Future, ResultLost]]) -> None:
+        for future, error in gone:
+            self._fail([future], error)
+
+    def _deliver_found(
+        self, found: Sequence[tuple[Future, Found]]
+    ) -> list[tuple[Future, ResultLost]]:
+        """As `_deliver`, from wherever the outcomes stand."""
+        gone = []
         files: dict[str, list[tuple[int, Future]]] = {}
         for future, where in found:
             files.setdefault(where.place.path, []).append((where.place.row, future))
@@ -805,7 +831,8 @@ class ClientLoop:
             except (OSError, SpoolError):
                 self._put_off(tickets)
             else:
-                self._deliver(file, tickets)
+                gone += self._deliver(file, tickets)
+        return gone
 
     def _put_off(self, tickets: Sequence[tuple[int, Future]]) -> None:
         """What cannot be read now, or went into a pack, is looked for again in a while."""
@@ -813,16 +840,23 @@ class ClientLoop:
         with suppress(OSError, SpoolError):
             self._session.results.look_again()
 
-    def _deliver(self, file: ResultFile, tickets: list[tuple[int, Future]]) -> None:
+    def _deliver(
+        self, file: ResultFile, tickets: list[tuple[int, Future]]
+    ) -> list[tuple[Future, ResultLost]]:
+        """Resolve futures; those whose stored value is gone are left to the caller."""
+        gone: list[tuple[Future, ResultLost]] = []
         try:
             resolved = self._reader.resolve(file, [index for index, _ in tickets])
         except OSError:
             self._put_off(tickets)
-            return
+            return gone
         if self._habits.log_sizes:
             log_sizes(file, [(index, _key_of(future)) for index, future in tickets])
         pop = self._open.pop
         for (_, future), (value, error) in zip(tickets, resolved, strict=True):
+            if isinstance(error, ResultLost):
+                gone.append((future, error))
+                continue
             pop(future.key, None)  # type: ignore[arg-type]
             if future.twins is None:
                 if future.deliver(value, error):
@@ -832,6 +866,7 @@ class ClientLoop:
                     self._settle(one, value, error)
         if not self._open:
             self._shapes.clear()
+        return gone
 
     def _settle(self, future: Future, value: Any, error: BaseException | None) -> None:
         if future.deliver(value, error):

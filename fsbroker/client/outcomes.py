@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fsbroker import errors, pickling, plain
 from fsbroker.errors import (
@@ -18,6 +18,7 @@ from fsbroker.errors import (
     FileDamaged,
     FsbrokerError,
     RemoteTraceback,
+    ResultLost,
     TaskCancelled,
     TaskError,
 )
@@ -26,7 +27,10 @@ from fsbroker.spool.index import Results
 from fsbroker.spool.live import LiveFiles
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
-from fsbroker.task import Encoding, Status, Value
+from fsbroker.task import ArrayRef, Encoding, Status, Value
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MANY = 16
 """From so many rows on, all values of a file are parsed in one go."""
@@ -81,14 +85,20 @@ class Reader:
 
     def payload(self, value: Value) -> tuple[int, bytes, list[Any]]:
         """A stored value, with its arrays read: what `pickling.decode` takes."""
-        arrays = [read_array(self._files, self._area, ref) for ref in value.arrays]
+        arrays = [self._array(ref) for ref in value.arrays]
         return value.encoding, value.data, arrays
+
+    def _array(self, ref: ArrayRef) -> np.ndarray:
+        try:
+            return read_array(self._files, self._area, ref)
+        except (FileNotFoundError, FileDamaged) as error:
+            raise _lost(error) from error
 
     def _resolve_one(self, file: ResultFile, index: int) -> Resolved:
         try:
             stored = file.value(index)
         except FileDamaged as error:
-            return None, error
+            return None, _lost(error)
         try:
             status = file.rows["status"][index]
             if status == Status.DONE:
@@ -149,6 +159,12 @@ class Reader:
         with suppress(FileNotFoundError):
             return [key for (key, _), _ in live.file.dependencies(int(row["row"]))]
         return []
+
+
+def _lost(error: Exception) -> ResultLost:
+    lost = ResultLost(cure=f"{error}. Submit it again: it is computed anew")
+    lost.__cause__ = error
+    return lost
 
 
 def _stand_in(error: dict[str, str]) -> FsbrokerError:

@@ -291,10 +291,12 @@ class ClientSession(Generic[Ticket]):
     def check(self) -> Checked[Ticket]:
         """Look after rows that no new result file will ever tell of: now and then."""
         self.live.poll(afresh=True)
+        # A task file without its log has ended; or a purge took the log, and nobody will run it.
+        logs = set(self._files.names(self._area.claims))
         missing = {
             stem: self._missing.get(stem, 0) + 1
             for stem in self._bound
-            if self.live.get(stem) is None
+            if self.live.get(stem) is None or stem not in logs
         }
         self.results.poll(deep=True)
         elsewhere: list[tuple[Ticket, Found]] = []
@@ -325,7 +327,7 @@ class ClientSession(Generic[Ticket]):
         except FileNotFoundError:
             return times > 1
         self._files.touch_directory(self._area.tasks)
-        return times > MISSED
+        return times > MISSED and self.live.get(stem) is None
 
     def _open_rows(self, stem: str) -> dict[int, Ticket]:
         tickets = self._bound[stem]
