@@ -132,9 +132,13 @@ class AgentSession:
         self._beat_done = True
 
     def _check_sealed(self) -> None:
-        numbers = streams.entries(self._files, self._area, self.agent)
-        if numbers and streams.is_seal(self._files, self._area, self.agent, numbers[-1]):
+        if self._has_left(self.agent):
             raise Sealed(self.agent)
+
+    def _has_left(self, agent: str) -> bool:
+        """Its stream is sealed."""
+        numbers = streams.entries(self._files, self._area, agent)
+        return bool(numbers) and streams.is_seal(self._files, self._area, agent, numbers[-1])
 
     def leave(self, reason: str = "") -> None:
         """Give back what was not published, close the own stream, and vanish."""
@@ -367,16 +371,33 @@ class AgentSession:
         stems = {outcome.stem for outcome in outcomes}
         logs = [self._claimed[stem].log for stem in stems if stem in self._claimed]
         logs = [log for log in logs if log.unsynced]
-        try:
-            self._stream.publish(made, durable=self._durable, first=[log.path for log in logs])
-        except FileNotFoundError:
-            self._check_sealed()  # a log may be gone: others have ended its task file
-            raise
+        self._publish_behind(made, logs)
         for log in logs:
             log.unsynced = False
         self._note_published(outcomes)
         with suppress(OSError, SpoolError):
             self.beat()  # the outcomes are out; the next beat tells of them, too
+
+    def _publish_behind(self, made: Image, logs: Sequence[Log]) -> None:
+        """Publish when these logs are durable, or gone."""
+        paths = [log.path for log in logs]
+        while True:
+            try:
+                self._stream.publish(made, durable=self._durable, first=paths)
+                return
+            except FileNotFoundError:
+                self._check_sealed()  # others have ended a task file, and so its log
+                left = [path for path in paths if self._is_there(path)]
+                if left == paths:
+                    raise
+                paths = left  # a purge took one; the outcomes are worth as much without it
+
+    def _is_there(self, path: str) -> bool:
+        try:
+            self._files.names(path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _note_published(self, outcomes: Sequence[Outcome | Bulk]) -> None:
         for stem, row in _rows(outcomes):
@@ -572,8 +593,12 @@ class AgentSession:
         # Whether its job is to blame or the task, only the scheduler knows: it is waited for.
         dead = {agent: evidence for agent, evidence in told.items() if evidence is not None}
         dead |= {agent: ("dead", "dead") for agent in processes if agent not in told}
-        for agent in self._observer.poll(present, self._absent_owners(present), self._beat_done):
+        absent = self._absent_owners(present)
+        for agent in self._observer.poll(present, absent, self._beat_done):
             dead.setdefault(agent, ("silent", "silent"))
+        for agent in absent - dead.keys():
+            if self._has_left(agent):  # its results were purged: it will publish no others
+                dead[agent] = ("silent", "its result file is gone")
         for agent, (charge, why) in dead.items():
             self._recover_from(agent, charge, why)
         return bool(dead)
