@@ -307,6 +307,11 @@ def test_an_array_that_is_gone_is_told_with_who_names_it(hand):
     (found,) = [one for one in fsck.survey(hand.files, hand.area)[0] if one.kind.weight]
     assert found.kind is Kind.NO_BLOB
     assert "results/" in found.what
+    hand.agent().tidy()
+    for agent in fsck.alive(hand.files, hand.area):
+        streams.seal(hand.files, hand.area, agent, by="test")
+    mend(hand.files, hand.area)
+    assert set(faults(hand)) == {Kind.NO_RESULT}  # nothing stands in the way of a new one
 
 
 @pytest.mark.parametrize("text", [None, b"", b"format: 1\nlock: flock\n", b"\0" * 50])

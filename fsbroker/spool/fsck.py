@@ -92,7 +92,7 @@ class Finding(NamedTuple):
 
     Attributes:
         path: relative to the spool. what: more about it. keys: of the tasks that it is about.
-        subject: what `mend` goes by: the stem of a task file, or an agent.
+        subject: what `mend` goes by: the stem of a task file, or the path of a file.
     """
 
     kind: Kind
@@ -462,8 +462,8 @@ class _Check:
                 self._add(Kind.TWO_CALLS, key.hex(), f"{len(calls)} calls", keys=(key.hex(),))
         for name, users in sorted(self._blobs.items()):
             path = self._area.blob(name)
-            if not self._exists(path):
-                self._add(Kind.NO_BLOB, path, f"named by {', '.join(sorted(users)[:3])}")
+            for user in sorted(users) if not self._exists(path) else ():
+                self._add(Kind.NO_BLOB, path, f"named by {user}", subject=user)
 
     def _look_for_leftovers(self) -> None:
         for item in leftovers(self._files, self._area).items:

@@ -26,6 +26,7 @@ from fsbroker.spool.log import Kind as RecordKind
 from fsbroker.spool.log import Log, Range, Record, fitting, ranges_of
 from fsbroker.spool.publish import publish
 from fsbroker.spool.streams import ResultFile
+from fsbroker.task import Blob
 
 PASSES = 3
 """One repair may bring another to light: a task file that is set aside leaves its log."""
@@ -97,6 +98,7 @@ class _Repair:
             Kind.UNFINISHED: self._reopen,
             Kind.NO_LOG: self._give_a_log,
             Kind.NO_TASKS: self._bury_log,
+            Kind.NO_BLOB: self._forget_values,
         }
 
     def repair(self, finding: Finding) -> bool:
@@ -137,18 +139,38 @@ class _Repair:
         self._files.sync_directory(path.rpartition("/")[0])
         return True
 
+    def _forget_values(self, finding: Finding) -> bool:
+        """Outcomes whose array is gone stand in the way of those that would be computed anew."""
+        directory = finding.subject.removeprefix(f"{self._area.path}/").partition("/")[0]
+        if directory not in ("results", "packs"):
+            return False
+        with suppress(FileNotFoundError):  # another array of the same file was missing, too
+            self._set_aside(finding._replace(path=finding.subject))
+        return True
+
     def _salvage(self, path: str) -> None:
         try:
             file = ResultFile(self._files, path)
         except (FileDamaged, FileRefused, ValueError):
             return  # nothing of it can be read
         with file:
-            sound = [index for index in range(len(file.rows)) if _is_sound(file, index)]
+            sound = [index for index in range(len(file.rows)) if self._is_sound(file, index)]
             if sound:
                 kept = np.array(sorted(sound, key=file.keys.__getitem__), dtype=np.intp)
                 made = gc.subset(self._files.token(), file, kept)
                 target = self._area.pack(1, made.token)
                 publish(self._files, self._area, made, target, durable=True)
+
+    def _is_sound(self, file: ResultFile, index: int) -> bool:
+        try:
+            for array in file.value(index).arrays:
+                if isinstance(array.data, Blob):
+                    self._files.size(self._area.blob(array.data.name))
+            file.error(index)
+            file.origin(index)
+        except (FileNotFoundError, FileDamaged, FileRefused, ValueError, LookupError):
+            return False
+        return True
 
     # -- logs ----------------------------------------------------------------------------
 
@@ -255,13 +277,3 @@ def _parts(claims: dict[str, list[int]]) -> list[tuple[str, Sequence[Range]]]:
             found.append((agent, part))
             left = left[len(part) :]
     return found
-
-
-def _is_sound(file: ResultFile, index: int) -> bool:
-    try:
-        file.value(index)
-        file.error(index)
-        file.origin(index)
-    except (FileDamaged, FileRefused, ValueError, LookupError):
-        return False
-    return True
