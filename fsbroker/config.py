@@ -100,6 +100,9 @@ class Config:
         mpi: arguments of MPI launchers, by name; with {ranks}, {threads} and {nodes}.
         submit_from_jobs: whether compute nodes may submit; None: found out.
         trust: reserved.
+        plot_dependency_graph: run nothing, and draw the calls at the end.
+        plot_dependency_graph_filename: draw them into this file.
+        export_workflow_filename: run nothing, and write the calls to this workflow file.
         partitions: what is different in some.
         settings: all of the above, with their origins.
     """
@@ -134,6 +137,9 @@ class Config:
     mpi: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     submit_from_jobs: bool | None = None
     trust: tuple[str, ...] = ()
+    plot_dependency_graph: bool = False
+    plot_dependency_graph_filename: str | None = None
+    export_workflow_filename: str | None = None
     partitions: Mapping[str, Partition] = field(default_factory=dict)
     settings: tuple[Setting, ...] = ()
 
@@ -272,6 +278,9 @@ _KINDS = {
     "openmpi_oversubscribe": _BOOL,
     "submit_from_jobs": _BOOL,
     "trust": _LINES,
+    "plot_dependency_graph": _BOOL,
+    "plot_dependency_graph_filename": _PATH,
+    "export_workflow_filename": _PATH,
 }
 _MAPPINGS = {"resource_dict": 1, "mpi": 1, "partitions": 2}
 """Keys whose values are mappings, and how deep."""
@@ -281,6 +290,8 @@ PARTITION_KEYS = tuple(one.name for one in fields(Partition))
 GUARDED = frozenset(
     {
         "trust",
+        "plot_dependency_graph_filename",  # they are written, over what is there
+        "export_workflow_filename",
         "setup",
         "submission_template",
         "slurm_cmd_args",

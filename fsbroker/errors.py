@@ -80,6 +80,10 @@ class KeyConflict(FsbrokerError):
     """Another call was stored under the same cache_key."""
 
 
+class WorkflowError(FsbrokerError, ValueError):
+    """A workflow cannot be drawn, written, read or run."""
+
+
 class CannotPickle(FsbrokerError, TypeError):
     """The function or its arguments cannot be pickled."""
 

@@ -25,10 +25,11 @@ from fsbroker.future import Future
 
 if TYPE_CHECKING:
     from fsbroker.client.loop import Agents, ClientLoop, Habits
-    from fsbroker.client.submitter import Preset
+    from fsbroker.client.submitter import Preset, Submitter
     from fsbroker.config import Config
     from fsbroker.needs import Allowance, Capacity, Resources
     from fsbroker.parts import Batch
+    from fsbroker.report.plan import Plan, Wish
     from fsbroker.spool.spool import Spool
 
 
@@ -52,6 +53,10 @@ class ClusterExecutor(concurrent.futures.Executor):
             it returns says of parameters fills those that calls leave out.
         options: other settings, by the names of `fsbroker.config.Config`: ``tag``, ``watch``,
             ``idle_timeout``, ``agents``, ``block_allocation``, ``max_jobs``, ``job_time``, ...
+            With ``plot_dependency_graph=True``, or a file named by
+            ``plot_dependency_graph_filename`` or ``export_workflow_filename``, nothing runs
+            and no spool is needed: the calls are drawn, or written as a workflow file, at the
+            end. Futures are done at once, and their results are None.
             What is not given here comes from the environment and from settings files
             (``fsbroker config show``).
 
@@ -91,18 +96,38 @@ class ClusterExecutor(concurrent.futures.Executor):
             dependencies=not self._config.disable_dependencies,
             log_sizes=self._config.log_obj_size,
         )
-        self._spool = create(_directory(self._config, spool), durable=keep)
-        with _removed_on_failure(self._spool, keep=keep):
-            back = self._back = _backend(self._spool, self._config)
-            self._loop = ClientLoop(self._spool, back.agents, _habits(self._config))
-            self._submitter = Submitter(self._loop, back.capacity, terms)
         # Libraries ask a pool for it, to choose their chunks.
         self._max_workers = self._config.max_workers or len(os.sched_getaffinity(0))
         self._closed = False
         self._pid = os.getpid()
+        self._spool: Spool | None = None
+        self._back = _Backend()
+        self._loop: ClientLoop | Plan
+        self._submitter: Submitter | Plan
+        if wish := _wish(self._config):
+            self._plan(wish, defaults, site_keys)
+            return
+        made = self._spool = create(_directory(self._config, spool), durable=keep)
+        with _removed_on_failure(made, keep=keep):
+            back = self._back = _backend(made, self._config)
+            loop = self._loop = ClientLoop(made, back.agents, _habits(self._config))
+            self._submitter = Submitter(loop, back.capacity, terms)
         # Collected without `shutdown`, it takes no more calls; futures still resolve.
-        self._finalizer = weakref.finalize(self, self._loop.close)
+        self._finalizer = weakref.finalize(self, loop.close)
         self._finalizer.atexit = not keep  # nothing of it may stay
+
+    def _plan(self, wish: Wish, defaults: Resources, site_keys: frozenset[str]) -> None:
+        """Run nothing: note the calls, and draw or write them at the end."""
+        from fsbroker.report.plan import Plan
+
+        plan = self._loop = self._submitter = Plan(wish, defaults, site_keys)
+        # A script that ends without `shutdown` gets its drawing too.
+        self._finalizer = weakref.finalize(self, plan.close)
+
+    @property
+    def _root(self) -> str | None:
+        """The directory of the spool; None: it only plans."""
+        return self._spool and self._spool.files.root
 
     def submit(  # type: ignore[override]
         self,
@@ -242,7 +267,8 @@ class ClusterExecutor(concurrent.futures.Executor):
         from fsbroker.client.history import keys_with_tag
 
         wanted = self._config.tag if tag is None else tag
-        return self._loop.futures_of(keys_with_tag(self._spool, wanted))
+        keys = keys_with_tag(self._spool, wanted) if self._spool else ()
+        return self._loop.futures_of(keys)
 
 
 def attach(
@@ -326,6 +352,16 @@ def _shared_by_nodes() -> str | None:
         return None
     here = os.getcwd()
     return here if os.access(here, os.W_OK) else os.path.expanduser("~")
+
+
+def _wish(config: Config) -> Wish | None:
+    """What is to be drawn or written in place of running anything; None: everything runs."""
+    drawing, workflow = config.plot_dependency_graph_filename, config.export_workflow_filename
+    if not config.plot_dependency_graph and drawing is None and workflow is None:
+        return None
+    from fsbroker.report.plan import Wish
+
+    return Wish(config.plot_dependency_graph, drawing, workflow)
 
 
 def _site_keys(config: Config) -> frozenset[str]:

@@ -188,7 +188,7 @@ class BaseExecutor(ClusterExecutor):
 
     def _home(self, directory: str | None) -> BaseExecutor:
         """The executor whose spool is this directory; one more for each, made when first named."""
-        if directory is None or os.path.abspath(directory) == self._spool.files.root:
+        if directory is None or self._root in (None, os.path.abspath(directory)):
             return self
         path = os.path.abspath(directory)
         if path not in self._beside:
@@ -228,7 +228,7 @@ class BaseExecutor(ClusterExecutor):
         return {
             **vars(self._submitter.resources(None)),
             **{name: getattr(self._options, name) for name in named},
-            "cache_directory": self._spool.files.root,
+            "cache_directory": self._root,
             "backend": self._backend_name,
         }
 

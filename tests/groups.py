@@ -107,6 +107,12 @@ def _slurm() -> str | None:
     return slurm.missing()
 
 
+def _rocrate() -> str | None:
+    from tests.testbed import rocrate
+
+    return rocrate.missing()
+
+
 GROUPS = {
     group.name: group
     for group in (
@@ -119,6 +125,8 @@ GROUPS = {
         Group("kernel", "a Jupyter kernel", _kernel),
         Group("slurm", "root, SLURM's programs and munge", _slurm),
         Group("flux", "the Flux scheduler", lambda: _without("flux")),
+        Group("graphviz", "Graphviz's program dot", lambda: _without("dot")),
+        Group("rocrate", "the package roc-validator, in an environment of its own", _rocrate),
     )
 }
 

@@ -1,14 +1,15 @@
 """The command line: one module per command; only the one that was called is imported.
 
-Every command but ``config`` takes its spool from ``--spool`` or the variable FSBROKER_SPOOL.
+Every command but ``config`` takes its spool from ``--spool`` or the variable FSBROKER_SPOOL;
+``run`` from the settings too.
 
     exit code   meaning
     0           done
     1           an error, told on stderr
     2           wrong usage
     3           no task, tag, queue job or spool of that name
-    4           (status --check, wait) some tasks failed or were cancelled
-    5           (status --check, wait) none failed, but some have not ended
+    4           (status --check, wait, run) some tasks failed or were cancelled
+    5           (status --check, wait, export) none failed, but some have not ended
     6           (cancel, retry, jobs cancel) nothing to do for some of those that were named:
                 they had ended, or run; (launch) for any: nothing is open
     7           (fsck) something is wrong that --repair mends; (doctor) usable, with a warning
@@ -43,6 +44,10 @@ COMMANDS = {
     "gc": "remove what nobody needs any more",
     "fsck": "check every file of a spool, and mend what can be mended",
     "touch": "keep a spool from a site's purge: make all its files young",
+    "run": "run a workflow file",
+    "graph": "draw what is in a spool",
+    "export": "write tasks that have ended, with their data, as an RO-Crate",
+    "import": "put the results of an exported crate into a spool",
     "config": "the settings in force, and where each comes from",
 }
 _HANDED_OVER = {
@@ -51,6 +56,8 @@ _HANDED_OVER = {
     "config": "fsbroker.cli.config",
 }
 """Commands that read their own arguments: ``main(arguments) -> exit code``."""
+_MODULES = {"import": "importing"}
+"""Modules that cannot be named as their command is."""
 
 OK, ERROR, USAGE, NOT_FOUND, SOME_FAILED, NOT_ENDED, NOTHING_TO_DO, FLAWED, UNFIT = range(9)
 INTERRUPTED = 130
@@ -95,7 +102,8 @@ def _run(name: str, arguments: list[str]) -> int:
 
 
 def _run_here(name: str, arguments: list[str]) -> int:
-    command = importlib.import_module(f"fsbroker.cli.{name.replace('-', '_')}")
+    module = _MODULES.get(name, name.replace("-", "_"))
+    command = importlib.import_module(f"fsbroker.cli.{module}")
     parser = argparse.ArgumentParser(
         prog=f"fsbroker {name}",
         description=command.__doc__,
@@ -111,7 +119,7 @@ def _run_here(name: str, arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     command.add_arguments(parser)
     options = parser.parse_intermixed_args(arguments)
-    if not options.spool:
+    if not options.spool and not getattr(command, "SPOOL_BY_SETTINGS", False):
         parser.error("name the spool with --spool or FSBROKER_SPOOL")
     code: int = command.run(options)
     sys.stdout.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import string
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from fsbroker.errors import FsbrokerError
@@ -63,6 +64,16 @@ def chosen(options: argparse.Namespace, history: History) -> list[Row]:
         if not tagged:
             raise NotFound("No task has this tag", repr(options.tag))
         rows += tagged
+    return list({row.key: row for row in rows}.values())
+
+
+def tagged_or_found(history: History, names: Iterable[str]) -> list[Row]:
+    """The tasks of tags and keys, each once; what is a tag is not looked for among keys.
+
+    Raises:
+        NotFound, Ambiguous: neither a tag nor one key.
+    """
+    rows = [row for name in names for row in history.tagged(name) or [find(history, name)]]
     return list({row.key: row for row in rows}.values())
 
 

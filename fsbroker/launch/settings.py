@@ -19,6 +19,7 @@ from fsbroker.spool.jobs import VERSIONS
 _OF_THE_CLIENT = (
     *("spool", "keep", "agents", "workers", "resource_dict"),
     *("tag", "watch", "refresh_rate", "log_obj_size", "disable_dependencies"),
+    *("plot_dependency_graph", "plot_dependency_graph_filename", "export_workflow_filename"),
     *("trust", "settings"),
 )
 """What says nothing of how jobs are submitted."""
