@@ -45,6 +45,7 @@ class Part(LightFuture):
         self.whole = whole
         self.item = item
         self.addressed = getattr(whole, "addressed", None)
+        self.planned = getattr(whole, "planned", False)
         whole.add_done_callback(self._settle)
 
     @property
@@ -97,7 +98,7 @@ class Part(LightFuture):
 
 def _item_of(whole: AnyFuture[Any], item: Any) -> tuple[Any, BaseException | None]:
     error = whole.exception()
-    if error is not None:
+    if error is not None or getattr(whole, "planned", False):
         return None, error
     try:
         return whole.result()[item], None

@@ -108,9 +108,9 @@ def _slurm() -> str | None:
 
 
 def _rocrate() -> str | None:
-    from tests.testbed import rocrate
+    from tests.testbed import validator
 
-    return rocrate.missing()
+    return validator.missing()
 
 
 GROUPS = {

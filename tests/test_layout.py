@@ -29,7 +29,7 @@ def test_boxes_do_not_touch_and_edges_go_down(graph):
         beside = abs(x1 - x2) >= (one.width + two.width) / 2 + BESIDE - 1e-6
         assert beside or abs(y1 - y2) >= 30 + BELOW - 1e-6
     for (x, y), box in placed:
-        assert -1e-6 <= x - box.width / 2
+        assert x - box.width / 2 >= -1e-6
         assert x + box.width / 2 <= found.width + 1e-6
         assert 15 <= y <= found.height - 15
     for (source, target), between in zip(edges, found.waypoints, strict=True):

@@ -9,18 +9,18 @@ import os
 import subprocess
 import sys
 import textwrap
-import xml.etree.ElementTree as ElementTree
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 from python_workflow_definition.purepython import load_workflow_json
 
-from fsbroker import ClusterExecutor
+from fsbroker import ClusterExecutor, get_item_from_future, mapping, split_future
 from fsbroker.errors import ConfigError, MissingProgram, ResourceError, WorkflowError
 from fsbroker.report.graph import Shape, graph_of
-from fsbroker.task import Dependency
 
 FUNCTIONS = """
 def calc_add(a, b):
@@ -68,14 +68,6 @@ def functions(tmp_path, monkeypatch):
 
     yield flow_functions
     del sys.modules["flow_functions"]
-
-
-class Item(Future):
-    """A future of an item, as far as arguments are concerned."""
-
-    def __init__(self, whole, *path):
-        super().__init__()
-        self.dependency = Dependency(whole.dependency.key, path)
 
 
 def exported(calls, path="flow.json"):
@@ -198,7 +190,9 @@ class Holder:
 def test_parts_lists_and_hidden_futures_are_seen(functions):
     executor = ClusterExecutor(plot_dependency_graph_filename="graph.svg")
     two = executor.submit(functions.pair, 1)
-    executor.submit(functions.calc_add, Item(two, 0), b=Item(two, 1))
+    one, other = split_future(two, 2)
+    executor.submit(functions.calc_add, one, b=other)
+    assert other.result() is None
     executor.submit(functions.total, {"x": two, "y": [5, two]})
     executor.submit(functions.kind, Holder((two, {1: two})))
     executor.submit(max, two, 7)
@@ -217,6 +211,32 @@ def _collections(nodes):
     for number, node in enumerate(nodes):
         if node.shape is Shape.LIST:
             yield number, "x" if node.label.startswith("{") else "1"
+
+
+def test_batches_and_map_are_noted(functions):
+    executor = ClusterExecutor(plot_dependency_graph_filename="graph.svg")
+    futures = [executor.submit(functions.pair, n) for n in range(3)]
+    for batch in executor.batched(futures, 2):
+        executor.submit(functions.calc_list, batch)
+    assert list(executor.map(functions.kind, [7, 8])) == [None, None]
+    nodes, edges = graph_of(executor._loop.calls)
+    assert [node.label for node in nodes if node.shape is Shape.BOX] == [
+        *["pair"] * 3,
+        *["calc_list"] * 2,
+        *["kind"] * 2,
+    ]
+    lists = [number for number, node in enumerate(nodes) if node.shape is Shape.LIST]
+    assert [edge.source for edge in edges if edge.target in lists] == [0, 1, 2]
+    executor.shutdown()
+
+
+def test_map_that_nobody_takes_results_of_is_noted_at_the_end(functions, monkeypatch):
+    monkeypatch.setattr(mapping, "AHEAD", 2)
+
+    def calls(executor):
+        executor.map(functions.kind, range(5))
+
+    assert len([one for one in exported(calls)["nodes"] if one["type"] == "function"]) == 5
 
 
 def test_arguments_are_taken_as_they_are_at_submission(functions):
@@ -249,7 +269,7 @@ def drawn(functions, path):
 def test_svg_needs_nothing_and_holds_any_text(functions, monkeypatch):
     monkeypatch.setenv("PATH", "")
     drawn(functions, "graph.svg")
-    tree = ElementTree.parse("graph.svg")
+    tree = ET.parse("graph.svg")
     kinds = [group.get("class") for group in tree.iter(f"{SVG}g")]
     assert kinds.count("function") == 4
     assert kinds.count("input") == 5
@@ -261,11 +281,11 @@ def test_svg_needs_nothing_and_holds_any_text(functions, monkeypatch):
 
 def test_dot_and_mermaid_texts(functions):
     drawn(functions, "graph.gv")
-    text = open("graph.gv", encoding="utf-8").read()
+    text = Path("graph.gv").read_text()
     assert text.count("shape=box") == 4
     assert 'n0 -> n1 [label="b"' in text
     drawn(functions, "graph.mermaid")
-    text = open("graph.mermaid", encoding="utf-8").read()
+    text = Path("graph.mermaid").read_text()
     assert text.startswith("flowchart TD\n")
     assert 'n0 -->|"b"| n1' in text
     assert "<" not in text.replace("flowchart", "")
@@ -327,7 +347,7 @@ def test_in_a_notebook_an_svg_is_displayed(tmp_path):
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
     )
     assert not done.returncode, done.stderr
-    labels = {text.text for text in ElementTree.fromstring(done.stdout).iter(f"{SVG}text")}
+    labels = {text.text for text in ET.fromstring(done.stdout).iter(f"{SVG}text")}
     assert labels == {"add", "1", "2", "a", "b"}
 
 
@@ -366,17 +386,21 @@ def test_the_chain_of_the_talk_as_executorlib_writes_it(functions):
 
 def _split(executor, f):
     two = executor.submit(f.pair, 4)
-    executor.submit(f.calc_add, Item(two, 0), Item(two, 1))
+    executor.submit(f.calc_add, *split_future(two, 2))
 
 
 def _item(executor, f):
     both = executor.submit(f.named, 4)
-    executor.submit(f.calc_list, [Item(both, "k"), Item(both, "0"), 1])
+    executor.submit(
+        f.calc_list, [get_item_from_future(both, "k"), get_item_from_future(both, "0"), 1]
+    )
 
 
 def _deep(executor, f):
     nest = executor.submit(f.list_of, [4, {"k": 5}])
-    executor.submit(f.calc_add, Item(nest, 0, 1, "k"), Item(nest, 0, 0))
+    (inner,) = split_future(nest, 1)
+    first, second = split_future(inner, 2)
+    executor.submit(f.calc_add, get_item_from_future(second, "k"), first)
 
 
 def _ends(executor, f):
@@ -408,6 +432,12 @@ RUNS = {
         ["int", "float", "bool", "NoneType"],
     ),
     "split": (_split, 9),
+    "batches": (
+        lambda exe, f: exe.submit(
+            f.calc_list, exe.batched([exe.submit(f.nothing), exe.submit(f.pair, 1)], 1)[0]
+        ),
+        3,
+    ),
     "items": (_item, 1),
     "items of items": (_deep, 9),
     "no arguments": (lambda exe, f: exe.submit(f.nothing), 3),

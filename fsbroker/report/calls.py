@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from fsbroker import pickling, plain
 from fsbroker.keys.function import name_of
+from fsbroker.parts import content_of
 from fsbroker.task import Dependency
 
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -152,9 +153,7 @@ class Reader:
         if ref is not None:
             return ref
         if isinstance(value, Future):
-            # A batch holds futures; any other, of another executor, is waited for.
-            members = getattr(value, "members", None)
-            return self._source(value.result() if members is None else list(members), where)
+            return self._source(_content(value), where)
         hidden = self._hidden(value)
         if hidden and (type(value) in (list, tuple) or _is_named(value)):
             pairs = value.items() if type(value) is dict else enumerate(value)
@@ -186,8 +185,14 @@ def _dependencies(value: Any) -> Sequence[Dependency]:
     try:
         return pickling.encode(value).dependencies
     except pickling.ForeignFutures as foreign:
-        values = {id(one): list(getattr(one, "members", ())) for one in foreign.futures}
+        values = {id(one): _content(one) for one in foreign.futures}
         return pickling.encode(value, values).dependencies
+
+
+def _content(future: Future[Any]) -> Any:
+    """A batch holds futures; the value of any other, of another executor, is waited for."""
+    future.exception()
+    return content_of(future)
 
 
 def _is_named(value: object) -> bool:

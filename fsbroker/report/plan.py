@@ -11,12 +11,13 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from fsbroker import workflow
 from fsbroker.errors import WorkflowError
+from fsbroker.future import LightFuture
+from fsbroker.mapping import Stream
 from fsbroker.needs import Resources, merged
 from fsbroker.report import drawing
 from fsbroker.report.calls import Call, Called, Reader, called_of
@@ -28,20 +29,18 @@ from fsbroker.report.whole import write_whole
 from fsbroker.task import KEY_BYTES, Dependency
 
 
-class Planned(Future):  # type: ignore[type-arg]
+class Planned(LightFuture):
     """The future of a call that is only noted: done, and its result is None.
 
     Attributes:
-        dependency: what stands for it, and with a selector for a part of it, in arguments.
+        dependency: what stands for it in arguments.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.dependency = Dependency(secrets.token_bytes(KEY_BYTES))
-        self.set_result(None)
+    planned = True
 
-    def __deepcopy__(self, _: Any) -> Planned:
-        return self
+    def __init__(self) -> None:
+        self.dependency = Dependency(secrets.token_bytes(KEY_BYTES))
+        self.deliver(None, None)
 
 
 class Wish(NamedTuple):
@@ -79,6 +78,7 @@ class Plan:
         self._lock = threading.Lock()
         self._closed = False
         self._pid = os.getpid()
+        self.feeds: set[Stream] = set()
         self._numbers: dict[bytes, int] = {}
         self._shown = Reader(self._numbers, lambda value, _: shown(value))
         self._json = Reader(self._numbers, json_form)
@@ -115,6 +115,14 @@ class Plan:
         resources = merged(self._defaults, wishes, self._site_keys)
         resources.check()
         return resources
+
+    def drain(self) -> None:
+        """Note what `map` still has."""
+        for feed in list(self.feeds):
+            feed.fill()
+
+    def cancel_many(self, futures: Iterable[Any]) -> None:
+        """Nothing runs."""
 
     def cancel_all(self) -> None:
         """Nothing runs."""

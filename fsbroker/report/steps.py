@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from fsbroker import workflow
 from fsbroker.errors import WorkflowError
+from fsbroker.parts import get_item_from_future
 from fsbroker.report.definition import CALL, GET_DICT, GET_ITEM, GET_LIST, VERSION
 from fsbroker.workflow import FUNCTION, item
 
@@ -244,9 +245,11 @@ class _Run:
 
     def _part(self, value: Any, step: Any) -> Any:
         """An item; of a result, when that is there."""
-        if not _has_future(value):
+        if not isinstance(value, Future):
             return item(value, step)
-        return self._submit(item, value, step)
+        if type(step) is str and step.isdecimal():  # of a list or of a dict: its value tells
+            return self._submit(item, value, step)
+        return get_item_from_future(value, step)
 
     def _submit(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Future[Any]:
         future = self._executor.submit(fn, *args, **kwargs)
@@ -256,13 +259,6 @@ class _Run:
 
 def _whole(number: Any) -> int:
     return number if type(number) is int else -1
-
-
-def _has_future(value: Any) -> bool:
-    if isinstance(value, (list, dict)):
-        items = value.values() if isinstance(value, dict) else value
-        return any(map(_has_future, items))
-    return isinstance(value, Future)
 
 
 def _short(entry: Any) -> str:

@@ -1,6 +1,6 @@
 """Run by the interpreter that has `roc-validator`: the issues of a crate, as JSON.
 
-    python rocrate_check.py CRATE PROFILE SEVERITY
+    python validate_crate.py CRATE PROFILE SEVERITY
 
 The validator fetches the JSON-LD context that a crate names. Tests have no network: it is
 given the same document from the package `rocrate`, which brings that of RO-Crate 1.1.
@@ -38,7 +38,7 @@ def get(url, *_, **__):
 
 
 def main(path, profile, severity):
-    HttpRequester().get = get
+    HttpRequester.get = staticmethod(get)  # of the class: the validator makes new instances
     settings = services.ValidationSettings(
         rocrate_uri=path,
         profile_identifier=profile,

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from typing import Any
 
-SCRIPT = os.path.join(os.path.dirname(__file__), "rocrate_check.py")
+SCRIPT = os.path.join(os.path.dirname(__file__), "validate_crate.py")
 
 
 def python() -> str:
