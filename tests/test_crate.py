@@ -167,19 +167,22 @@ def test_values_are_those_that_were_exported(trip, tmp_path):
             np.testing.assert_equal(ours, theirs)
 
 
+PROFILE = "process-run-crate-0.5"
+"""With it all of RO-Crate 1.1 is checked."""
+
+
 @pytest.mark.rocrate
-@pytest.mark.parametrize("profile", ["ro-crate-1.1", "process-run-crate-0.5"])
-def test_a_validator_accepts_the_crate(copied, profile):
+def test_a_validator_accepts_the_crate(copied):
     # A copy, for the validator reads nothing from below a name with a blank.
-    assert validator.validate(copied, profile) == {"passed": True, "issues": []}
+    assert validator.validate(copied, PROFILE) == {"passed": True, "issues": []}
 
 
 @pytest.mark.rocrate
 def test_the_validator_would_notice(copied):
     path = copied / crate.METADATA
     path.write_text(path.read_text().replace('"instrument"', '"tool"'))
-    found = validator.validate(copied, "process-run-crate-0.5")
-    assert {issue["check"] for issue in found["issues"]} == {"process-run-crate-0.5_3.2"}
+    found = validator.validate(copied, PROFILE)
+    assert {issue["check"] for issue in found["issues"]} == {"process-run-crate-0.5_1.1"}
 
 
 def test_the_workflow_file_of_a_crate_runs_there(trip, monkeypatch, capsys, tmp_path):

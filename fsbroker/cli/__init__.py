@@ -151,7 +151,7 @@ def _usage() -> str:
             *lines,
             "",
             "fsbroker COMMAND --help says more. Every command but config takes its spool from",
-            "--spool or the variable FSBROKER_SPOOL.",
+            "--spool or the variable FSBROKER_SPOOL; run from the settings too.",
             "",
             _exit_codes(),
         ]
