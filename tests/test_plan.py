@@ -18,7 +18,18 @@ import numpy as np
 import pytest
 from python_workflow_definition.purepython import load_workflow_json
 
-from fsbroker import ClusterExecutor, get_item_from_future, mapping, split_future
+from fsbroker import (
+    ClusterExecutor,
+    FluxClusterExecutor,
+    FluxJobExecutor,
+    SingleNodeExecutor,
+    SlurmClusterExecutor,
+    SlurmJobExecutor,
+    get_item_from_future,
+    mapping,
+    split_future,
+)
+from fsbroker.api import TestClusterExecutor
 from fsbroker.errors import ConfigError, MissingProgram, ResourceError, WorkflowError
 from fsbroker.report.graph import Shape, graph_of
 
@@ -123,6 +134,34 @@ def test_the_settings_turn_a_script_into_a_plan(tmp_path, monkeypatch):
         executor.submit(len, "abc")
     assert 'n0["len"]' in (tmp_path / "graph.mmd").read_text()
     assert not (tmp_path / "spool").exists()
+
+
+@pytest.mark.parametrize(
+    "face",
+    [
+        SingleNodeExecutor,
+        TestClusterExecutor,
+        SlurmJobExecutor,
+        SlurmClusterExecutor,
+        FluxJobExecutor,
+        FluxClusterExecutor,
+    ],
+)
+def test_every_executor_plans_the_same_without_its_scheduler(functions, face):
+    wanted = exported(lambda executor: chain(executor, functions.calc_add))
+    before = set(os.listdir())
+    with face(max_workers=2, export_workflow_filename="flow.json") as executor:
+        resources = {"cores": 2, "cache_directory": "elsewhere"}
+        future = chain(executor, functions.calc_add)
+        executor.submit(functions.nothing, resource_dict=resources)
+        assert future.result() is None
+        assert len(executor) == 0
+        assert executor.info["cache_directory"] is None
+        executor.max_workers = 3
+    with open("flow.json") as file:
+        nodes = json.load(file)["nodes"]
+    assert len(nodes) == len(wanted["nodes"]) + 2
+    assert set(os.listdir()) == before
 
 
 def test_a_project_file_that_others_may_write_cannot_have_files_overwritten(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from fsbroker import workflow
 from fsbroker.errors import WorkflowError
 from fsbroker.future import LightFuture
 from fsbroker.mapping import Stream
-from fsbroker.needs import Resources, merged
+from fsbroker.needs import Capacity, Resources, merged
 from fsbroker.report import drawing
 from fsbroker.report.calls import Call, Called, Reader, called_of
 from fsbroker.report.definition import definition_of
@@ -78,6 +78,7 @@ class Plan:
         self._lock = threading.Lock()
         self._closed = False
         self._pid = os.getpid()
+        self.capacity: Capacity | None = None
         self.feeds: set[Stream] = set()
         self._numbers: dict[bytes, int] = {}
         self._shown = Reader(self._numbers, lambda value, _: shown(value))
@@ -120,6 +121,14 @@ class Plan:
         """Note what `map` still has."""
         for feed in list(self.feeds):
             feed.fill()
+
+    def futures_of(self, _: Iterable[bytes]) -> list[Any]:
+        """Those of a spool: there is none."""
+        return []
+
+    def pending(self) -> int:
+        """Calls that have not ended."""
+        return 0
 
     def cancel_many(self, futures: Iterable[Any]) -> None:
         """Nothing runs."""
