@@ -97,6 +97,7 @@ class Config:
         slurm_cmd_args: more arguments for the scheduler's submit command.
         pmi_mode: for ``srun --mpi=``; None: found out.
         openmpi_oversubscribe: programs of tasks may start more ranks than they have cores.
+        flux_executor_nesting: each task of one rank has a Flux instance of its own.
         mpi: arguments of MPI launchers, by name; with {ranks}, {threads} and {nodes}.
         submit_from_jobs: whether compute nodes may submit; None: found out.
         trust: reserved.
@@ -134,6 +135,7 @@ class Config:
     slurm_cmd_args: tuple[str, ...] = ()
     pmi_mode: str | None = None
     openmpi_oversubscribe: bool = False
+    flux_executor_nesting: bool = False
     mpi: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     submit_from_jobs: bool | None = None
     trust: tuple[str, ...] = ()
@@ -276,6 +278,7 @@ _KINDS = {
     "slurm_cmd_args": _LINES,
     "pmi_mode": _word("a name of letters, digits and _.+-", _NAME.pattern),
     "openmpi_oversubscribe": _BOOL,
+    "flux_executor_nesting": _BOOL,
     "submit_from_jobs": _BOOL,
     "trust": _LINES,
     "plot_dependency_graph": _BOOL,

@@ -79,11 +79,13 @@ class ClusterExecutor(concurrent.futures.Executor):
         from fsbroker.client.loop import ClientLoop
         from fsbroker.client.submitter import Submitter, Terms
         from fsbroker.config import load
+        from fsbroker.launch.local import available_cores
+        from fsbroker.launch.settings import in_task
         from fsbroker.needs import Resources, merged
         from fsbroker.spool.spool import create
 
         named = {"backend": backend, "max_workers": max_workers}
-        self._config = load(spool=spool and os.fspath(spool), **named, **options)
+        self._config = in_task(load(spool=spool and os.fspath(spool), **named, **options))
         keep = self._config.keep
         site_keys = _site_keys(self._config)
         defaults = merged(Resources(cache="reuse" if keep else "off"), self._config.resource_dict)
@@ -97,7 +99,7 @@ class ClusterExecutor(concurrent.futures.Executor):
             log_sizes=self._config.log_obj_size,
         )
         # Libraries ask a pool for it, to choose their chunks.
-        self._max_workers = self._config.max_workers or len(os.sched_getaffinity(0))
+        self._max_workers = self._config.max_workers or available_cores()
         self._closed = False
         self._pid = os.getpid()
         self._spool: Spool | None = None
@@ -374,6 +376,8 @@ def _site_keys(config: Config) -> frozenset[str]:
 
 
 def _backend(spool: Spool, config: Config) -> _Backend:
+    if config.flux_executor_nesting and config.backend not in ("flux", "allocation"):
+        raise _no_instances(config)
     if config.backend == "none":
         return _Backend()
     if config.backend == "local":
@@ -395,8 +399,18 @@ def _in_allocation(spool: Spool, config: Config) -> _Backend:
     from fsbroker.launch.allocation import AllocationLauncher, allotment
 
     wanted = allotment(config.max_workers, config.nodes_per_job)
+    if config.flux_executor_nesting and wanted.kind != "flux":
+        raise _no_instances(config)
     agents = AllocationLauncher(spool, config, wanted)
     return _Backend(agents, agents.capacity._replace(fits=Slots(wanted.nodes).could_fit))
+
+
+def _no_instances(config: Config) -> ResourceError:
+    return ResourceError(
+        "Only agents in Flux give tasks instances of their own",
+        f"flux_executor_nesting with backend={config.backend!r}",
+        'Use "flux", or "allocation" in a Flux instance.',
+    )
 
 
 def _key(key: bytes | str) -> bytes:

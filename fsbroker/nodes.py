@@ -26,7 +26,12 @@ SLOT = "FSBROKER_SLOT"
 
 def own_slot() -> dict[str, Any] | None:
     """What the task has that this process is part of; None outside of tasks."""
-    return dict(json.loads(os.environ[SLOT])) if SLOT in os.environ else None
+    return slot_in(os.environ)
+
+
+def slot_in(variables: Mapping[str, str]) -> dict[str, Any] | None:
+    """What the task has that these variables are of."""
+    return dict(json.loads(variables[SLOT])) if SLOT in variables else None
 
 
 class Node(NamedTuple):

@@ -289,4 +289,6 @@ def _slot() -> dict[str, Any]:
         "pmi": "",
         "oversubscribe": False,
         "logs": None,
+        "spools": (),
+        "nested": False,
     }

@@ -61,6 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--private", action="store_true", help="with --leash: end with stdin, and remove the spool"
     )
     parser.add_argument("--oversubscribe", action="store_true", help="more ranks than cores")
+    parser.add_argument("--nested", action="store_true", help="tasks have Flux instances")
     parser.add_argument("--watch", choices=("auto", "watchdog", "polling"), default="auto")
     options = parser.parse_args(arguments)
     if not options.spool:
@@ -87,6 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         launcher=options.launcher or TABLE[allocation.launcher],
         pmi=options.pmi,
         oversubscribe=options.oversubscribe,
+        nested=options.nested,
         watch=options.watch,
         lease=options.lease,
         job=options.job,

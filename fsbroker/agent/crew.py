@@ -361,10 +361,12 @@ class Crew:
             from fsbroker.agent.mpi import MpiWorker
 
             return MpiWorker(settings, ranks)
-        if not settings.elsewhere:
+        if not settings.elsewhere and not settings.nested:
             return SerialWorker(settings)
-        from fsbroker.agent.relay import RemoteWorker
+        from fsbroker.agent.relay import NestedWorker, RemoteWorker
 
+        if settings.nested:
+            return NestedWorker(settings)
         return RemoteWorker(settings, self._relay_to(settings))
 
     def _relay_to(self, settings: Settings) -> Relay:

@@ -97,6 +97,18 @@ ON_A_NODE: Mapping[str, tuple[str, ...]] = {
 }
 """How a process comes to run on another node without holding anything there."""
 
+NESTED = (
+    "flux",
+    "run",
+    "--ntasks=1",
+    "--cores-per-task={threads}",
+    "--gpus-per-task={gpus}",
+    "--requires=rank:{brokers}",
+    "flux",
+    "start",
+)
+"""How it comes to run in a Flux instance of its own, which holds what it may use."""
+
 
 @dataclass(frozen=True)
 class Launch:

@@ -108,6 +108,7 @@ class Plan:
         idle_timeout: seconds without work after which it ends.
         launcher: template that MPI ranks are started by. pmi: srun's ``--mpi``; "": found.
         oversubscribe: programs of tasks may start more ranks than they have cores.
+        nested: tasks of one rank have Flux instances of their own.
         watch: how to see news: "auto", "watchdog" or "polling".
         lease: seconds of silence after which another agent is taken for dead.
         job: number of its queue job in the spool's log of them.
@@ -126,6 +127,7 @@ class Plan:
     launcher: tuple[str, ...] = TABLE["mpiexec"]
     pmi: str = ""
     oversubscribe: bool = False
+    nested: bool = False
     watch: str = "auto"
     lease: float = 30.0
     job: int | None = None
@@ -194,11 +196,12 @@ class Agent:
 
     def _settings(self, slot: Slot) -> Settings:
         files, area, durable = self._spool
+        nested = self._plan.nested and slot.shape.cores == 1
         return Settings(
             spool=files.root,
             area=area.path,
             scratch=self._scratch,
-            cpus=slot.cpus,
+            cpus=None if nested else slot.cpus,
             threads=slot.shape.threads,
             gpus=slot.gpus,
             memory=slot.shape.memory,
@@ -210,6 +213,7 @@ class Agent:
             launcher=self._plan.launcher,
             pmi=self._plan.pmi,
             oversubscribe=self._plan.oversubscribe,
+            nested=nested,
         )
 
     # -- life ----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from fsbroker.agent.guardian import KILL_AFTER
 from fsbroker.agent.launchers import TABLE, on_this_node
 from fsbroker.agent.memory import Excess
 from fsbroker.errors import OutOfMemory
-from fsbroker.nodes import SLOT
+from fsbroker.nodes import SLOT, slot_in
 from fsbroker.spool.layout import Area
 
 THREAD_VARIABLES = (
@@ -122,6 +122,7 @@ class Settings:
         pmi: srun's ``--mpi``; empty: what fits the MPI library.
         oversubscribe: programs may start more ranks than there are cores.
         number: of the worker; no two that live have the same.
+        nested: it runs in a Flux instance of its own, below that of the agent.
     """
 
     spool: str
@@ -142,6 +143,7 @@ class Settings:
     pmi: str = ""
     oversubscribe: bool = False
     number: int = 0
+    nested: bool = False
 
     @property
     def elsewhere(self) -> tuple[str, ...]:
@@ -163,6 +165,8 @@ def environment(settings: Settings, base: Mapping[str, str]) -> dict[str, str]:
         "pmi": settings.pmi,
         "oversubscribe": settings.oversubscribe,
         "logs": f"{settings.spool}/{Area(settings.area).program_logs}",
+        "spools": [*(slot_in(base) or {"spools": ()})["spools"], settings.spool],
+        "nested": settings.nested,
     }
     return {**task_environment(slot, base), **settings.environment}
 

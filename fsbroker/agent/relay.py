@@ -30,7 +30,7 @@ from itertools import count
 
 from fsbroker.agent import guardian, messages, scratch
 from fsbroker.agent.door import TOKEN, WORK, Address, Door, connect, lively
-from fsbroker.agent.launchers import ON_A_NODE, Launch, fill
+from fsbroker.agent.launchers import NESTED, ON_A_NODE, Launch, fill
 from fsbroker.agent.memory import Excess
 from fsbroker.agent.messages import Drop, Gone, Kill, Start
 from fsbroker.agent.processes import GPU_VARIABLES, Process, Settings, environment
@@ -105,9 +105,7 @@ class Relay:
         self._poll.register(self._process, select.EPOLLIN)
 
     def _launch(self, settings: Settings, door: Door) -> Process:
-        # With all GPUs that the job has there: which of them a worker sees, it is told.
-        wanted = Launch(1, nodes=settings.nodes, gpus=1, brokers=settings.brokers)
-        launcher = fill(ON_A_NODE["flux" if settings.brokers else "srun"], wanted)
+        launcher = _launcher(settings)
         program = shutil.which(launcher[0])
         if program is None:
             raise MissingProgram(
@@ -218,6 +216,33 @@ class RemoteWorker(SerialWorker):
         super().close()
 
 
+class NestedWorker(RemoteWorker):
+    """A serial worker in a Flux instance of its own, with a relay there for it alone."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, Relay(settings))
+        self._poll.register(self._relay, select.EPOLLIN)
+
+    def receive(self) -> list[Report]:
+        """As `RemoteWorker`; what the relay tells is heard first."""
+        self._relay.attend()
+        return super().receive()
+
+    def close(self) -> None:
+        """Let go of it, and end the instance."""
+        super().close()
+        self._relay.close()
+
+
+def _launcher(settings: Settings) -> list[str]:
+    """What starts a relay."""
+    where = Launch(1, settings.threads, settings.nodes, brokers=settings.brokers)
+    if settings.nested:
+        return fill(NESTED, replace(where, gpus=len(settings.gpus)))
+    # With all GPUs that the job has there: which of them a worker sees, it is told.
+    return fill(ON_A_NODE["flux" if settings.brokers else "srun"], replace(where, gpus=1))
+
+
 # -- the other node's side -----------------------------------------------------------------
 
 
@@ -263,6 +288,9 @@ class _Host:
         wanted = Settings(**message.settings)
         gpus = tuple(self._devices.get(number, number) for number in wanted.gpus)
         settings = replace(wanted, gpus=gpus, scratch=self._directory)
+        if wanted.nested:  # Flux has chosen them, and its only broker here is the first
+            gpus = tuple(self._devices.values()) if wanted.gpus else ()
+            settings = replace(settings, gpus=gpus, brokers=(0,))
         try:
             peer = connect(message.address, message.token, WORK)
         except OSError as error:  # as a rule, the agent does not want it any more

@@ -1,7 +1,8 @@
 """Agents as processes of this machine.
 
 They outlive the client: in their own session, with their output in the spool, they finish
-what is pending and end when idle. Those of a private spool end with the client.
+what is pending and end when idle. Those of a private spool end with the client. Those of a client
+inside of a task have what the task has, and end with its worker at the latest.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from fsbroker.config import Config
 from fsbroker.errors import SpoolError
 from fsbroker.launch.settings import mpi_options
 from fsbroker.needs import Allowance, Capacity, Shape, parse_shape
+from fsbroker.nodes import own_slot
 from fsbroker.spool import presence
 from fsbroker.spool.files import explain
 from fsbroker.spool.layout import Presence
@@ -70,6 +72,7 @@ class LocalLauncher:
         self._private = not config.keep
         idle_timeout = config.idle_timeout if config.keep else float("inf")
         self._options = [f"--idle-timeout={idle_timeout}", *mpi_options(config, launcher)]
+        self._place = _place()
         self._gpus = visible_gpus()
         cores = self._allowed.cores
         self.capacity = Capacity(cores, f"max_workers={cores}", len(self._gpus), physical_memory())
@@ -88,7 +91,7 @@ class LocalLauncher:
             f"--cores={cores or self._allowed.cores}",
             f"--gpus={','.join(self._gpus)}",
             f"--memory={self.capacity.memory}",
-            "--place=local",
+            f"--place={self._place}",
             *self._options,
         ]
 
@@ -213,7 +216,7 @@ class LocalLauncher:
         pids = {one.process.pid for one in self._started}
         for described in self._about(present):
             if (
-                described.get("place") == "local"
+                described.get("place") == self._place
                 and described.get("python") == sys.executable
                 and described.get("cores", 0) >= needed
                 and presence.is_alive_process(described)
@@ -259,13 +262,24 @@ class LocalLauncher:
         return SpoolError("No agent can run the tasks", files.root, said + self._last_words)
 
 
+def _place() -> str:
+    """What started an agent, as its presence file says it.
+
+    Agents outside of a task are none for what it submits: they may be full, and wait for it.
+    """
+    return "local" if own_slot() is None else f"task:{os.getpid()}"
+
+
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores that this process may use: of this machine, or of its task."""
+    slot = own_slot()
+    return len(os.sched_getaffinity(0)) if slot is None else int(slot["threads"])
 
 
 def physical_memory() -> int:
-    """MB of this host; 0 if that cannot be told."""
+    """MB of this host, or of the task; 0 if that cannot be told."""
+    if (slot := own_slot()) is not None and slot["memory"]:
+        return int(slot["memory"])
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
     except (ValueError, OSError):

@@ -7,15 +7,21 @@ script's arguments are in no file that an agent could read.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from fsbroker.config import Config, Partition
 from fsbroker.environment import versions
 from fsbroker.launch.scheduler import Scheduler
+from fsbroker.nodes import own_slot
 from fsbroker.spool.jobs import VERSIONS
 
+NESTED = "nested"
+"""The directory, in a spool, of the spool of its tasks."""
+IDLE_IN_TASK = 5.0
+"""Seconds after which an agent inside of a task ends if it has no work."""
 _OF_THE_CLIENT = (
     *("spool", "keep", "agents", "workers", "resource_dict"),
     *("tag", "watch", "refresh_rate", "log_obj_size", "disable_dependencies"),
@@ -47,6 +53,27 @@ def _tuples(stored: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def in_task(config: Config) -> Config:
+    """The settings of an executor that may have been opened inside of a task.
+
+    It has the cores of the task, through an agent of its own, and not the spool of the
+    task: tasks of that one, which are older, would come first, open executors in turn,
+    and so on, each inside of the one before.
+    """
+    slot = own_slot()
+    if slot is None or config.backend not in ("local", "allocation"):
+        return config
+    spool, above = config.spool, {os.path.realpath(one) for one in slot["spools"]}
+    while spool is not None and os.path.realpath(spool) in above:
+        spool = f"{spool}/{NESTED}"
+    if slot["nested"] and config.backend == "allocation":
+        return replace(config, spool=spool)
+    cores = min(config.max_workers or slot["threads"], slot["threads"])
+    patience = min(config.idle_timeout, IDLE_IN_TASK)
+    own = {"max_workers": cores, "agents": 1, "idle_timeout": patience}
+    return replace(config, spool=spool, backend="local", **own)
+
+
 def scheduler_of(config: Config) -> Scheduler:
     """The scheduler that the settings name."""
     if config.backend == "slurm":
@@ -59,7 +86,7 @@ def scheduler_of(config: Config) -> Scheduler:
 
 
 def mpi_options(config: Config, launcher: str) -> list[str]:
-    """How an agent is told what the settings say of MPI.
+    """How an agent is told what the settings say of MPI, and of Flux inside of tasks.
 
     Args:
         launcher: of ranks where the agent runs: "srun", "flux", "mpiexec".
@@ -70,4 +97,5 @@ def mpi_options(config: Config, launcher: str) -> list[str]:
         *([f"--pmi={config.pmi_mode}"] if config.pmi_mode else []),
         *([f"--launcher={json.dumps(template)}"] if template else []),
         *(["--oversubscribe"] if config.openmpi_oversubscribe else []),
+        *(["--nested"] if config.flux_executor_nesting else []),
     ]

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fsbroker import ClusterExecutor, errors
+from tests.testbed.nesting import below, crowd
 from tests.testbed.slurm import Cluster
 
 pytestmark = pytest.mark.slurm
@@ -85,6 +86,32 @@ def test_two_clients_share_a_job(slurm: Cluster, tmp_path: Path) -> None:
 def test_what_one_agent_has_no_other_has(slurm: Cluster, tmp_path: Path) -> None:
     seen = tell(slurm, tmp_path, "whole", "--nodes=2", "--ntasks-per-node=1", "-c2")
     assert seen == {"before": 1, "seen": []}
+
+
+@pytest.mark.parametrize("backend", ["local", "allocation"])
+def test_an_executor_on_the_cores_of_a_task(slurm: Cluster, tmp_path: Path, backend: str) -> None:
+    """It has those alone, though its job has two more nodes."""
+    inner, meeting = str(tmp_path / "inner"), str(tmp_path / "met")
+    pilots = {"block_allocation": True, "max_workers": 6, "nodes_per_job": 3, "max_jobs": 1}
+    with ClusterExecutor(tmp_path / "spool", "slurm", idle_timeout=1.0, **pilots) as executor:
+        wishes = {"threads_per_core": 2}
+        future = executor.submit(crowd, inner, backend, 2, meeting, resource_dict=wishes)
+        found = future.result(LIMIT)
+    assert "wants 3 cores, and there are 2" in found["refused"]
+    assert found["came"] == [["0", "1"], ["0", "1"]]
+    below_it, own = found["below"]
+    assert below_it[0] == own[0]
+    assert set(below_it[2]) <= set(own[2])
+
+
+def test_tasks_that_wait_for_tasks_of_the_same_spool(slurm: Cluster, tmp_path: Path) -> None:
+    spool = str(tmp_path / "spool")
+    pilot = {"block_allocation": True, "max_workers": 1, "max_jobs": 1}
+    with ClusterExecutor(spool, "slurm", idle_timeout=1.0, **pilot) as executor:
+        tasks = [executor.submit(below, spool, "allocation", 2, number) for number in range(2)]
+        found = [task.result(LIMIT) for task in tasks]
+    for number, chain in enumerate(found):
+        assert [(name, threads) for name, _, threads, _ in chain] == [(number, 1)] * 3
 
 
 def test_outside_of_an_allocation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
