@@ -207,20 +207,20 @@ def test_demo_is_the_same_here_and_there(site: Site, monkeypatch: pytest.MonkeyP
     """Locally, with a job for each task, and with pilots: the same keys and numbers."""
     pytest.importorskip("ase")
     monkeypatch.chdir(site.directory)  # where tasks write their log
-    clients = [
-        site.client("spool", "local", max_workers=2, idle_timeout=2.0),
-        site.client("each", **EACH),
-        site.client("pilots", max_jobs=2, **PILOTS),
-    ]
-    here, *there = [workflow(client) for client in clients]
-    values = [future.result(LIMIT) for future in here]
-    for futures in there:
-        assert [future.key for future in futures] == [future.key for future in here]
-        assert [future.result(LIMIT) for future in futures] == values
-    last = workflow(site.client("allocation", "allocation", idle_timeout=2.0))
-    assert [future.key for future in last] == [future.key for future in here]
-    assert [future.result(LIMIT) for future in last] == values
-    assert [row["metal"] for row in values[-1]] == ["Al", "Cu", "Au"]
+    options = {
+        "local": {"max_workers": 2, "idle_timeout": 2.0},
+        "each": EACH,
+        "pilots": {**PILOTS, "max_jobs": 1},
+        "allocation": {"max_workers": 2, "idle_timeout": 2.0},
+    }
+    found = {}
+    for name, more in options.items():
+        backend = name if name in ("local", "allocation") else "flux"
+        with site.client(name, backend, **more) as client:
+            futures = workflow(client)
+            found[name] = [(future.key, future.result(2 * LIMIT)) for future in futures]
+    assert all(one == found["local"] for one in found.values())
+    assert [row["metal"] for row in found["local"][-1][1]] == ["Al", "Cu", "Au"]
 
 
 def together(path: str, name: str, kinds: int) -> str:

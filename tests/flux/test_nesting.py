@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fsbroker import ClusterExecutor
+from fsbroker.launch import queue
 from tests.testbed.flux import Instance
 from tests.testbed.nesting import crowd, level, levels
 
@@ -16,7 +17,8 @@ LIMIT = 90.0
 
 
 @pytest.fixture(autouse=True)
-def instance(flux: Instance) -> Instance:
+def instance(flux: Instance, monkeypatch: pytest.MonkeyPatch) -> Instance:
+    monkeypatch.setattr(queue, "LOOK_EVERY", 0.5)  # where waiting is not the point
     return flux
 
 

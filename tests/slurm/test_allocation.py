@@ -88,14 +88,13 @@ def test_what_one_agent_has_no_other_has(slurm: Cluster, tmp_path: Path) -> None
     assert seen == {"before": 1, "seen": []}
 
 
-@pytest.mark.parametrize("backend", ["local", "allocation"])
-def test_an_executor_on_the_cores_of_a_task(slurm: Cluster, tmp_path: Path, backend: str) -> None:
+def test_an_executor_on_the_cores_of_a_task(slurm: Cluster, tmp_path: Path) -> None:
     """It has those alone, though its job has two more nodes."""
     inner, meeting = str(tmp_path / "inner"), str(tmp_path / "met")
     pilots = {"block_allocation": True, "max_workers": 6, "nodes_per_job": 3, "max_jobs": 1}
     with ClusterExecutor(tmp_path / "spool", "slurm", idle_timeout=1.0, **pilots) as executor:
         wishes = {"threads_per_core": 2}
-        future = executor.submit(crowd, inner, backend, 2, meeting, resource_dict=wishes)
+        future = executor.submit(crowd, inner, "allocation", 2, meeting, resource_dict=wishes)
         found = future.result(LIMIT)
     assert "wants 3 cores, and there are 2" in found["refused"]
     assert found["came"] == [["0", "1"], ["0", "1"]]
