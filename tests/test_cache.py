@@ -50,14 +50,19 @@ def fail(x):
 # -- over a spool --------------------------------------------------------------------------
 
 
-def test_cache_data_of_a_spool(spool):
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory) -> Path:
+    """A spool with four calls that have ended; two of them failed."""
+    spool = tmp_path_factory.mktemp("spool")
     with ClusterExecutor(spool, max_workers=1) as exe:
         pair = exe.submit(tuple, [1, np.arange(3)])
-        total = exe.submit(add, split_future(pair, 2)[0], b=2)
-        error = exe.submit(fail, "why")
-        exe.submit(add, error, 1)
-        assert total.result(PATIENCE) == 3
-    data = get_cache_data(spool)
+        exe.submit(add, split_future(pair, 2)[0], b=2, resource_dict={"cache_key": "sum"})
+        exe.submit(add, exe.submit(fail, "why", resource_dict={"cache_key": "error"}), 1)
+    return spool
+
+
+def test_cache_data_of_a_spool(filled):
+    data = get_cache_data(filled)
     assert [list(row) for row in data[:2]] == [COLUMNS, COLUMNS]
     table = pd.DataFrame(data)
     assert set(table.columns) == {*COLUMNS, "error"}
@@ -93,21 +98,17 @@ def test_damaged_files_are_left_out_with_a_warning(spool):
         assert [row["output"] for row in get_cache_data(spool)] == [7]
 
 
-def test_future_from_cache(spool):
-    with ClusterExecutor(spool, max_workers=1) as exe:
-        done = exe.submit(add, 1, 2)
-        named = exe.submit(add, 3, 4, resource_dict={"cache_key": "sum"})
-        error = exe.submit(fail, "why")
-        assert named.result(PATIENCE) == 7
-        error.exception(PATIENCE)
-    assert get_future_from_cache(spool, done.key.hex()).result(PATIENCE) == 3
-    assert get_future_from_cache(spool, "sum").result(PATIENCE) == 7
+def test_future_from_cache(filled):
+    with ClusterExecutor(filled, backend="none") as exe:
+        key = exe.submit(tuple, [1, np.arange(3)]).key
+    assert get_future_from_cache(filled, key.hex()).result(PATIENCE)[0] == 1
+    assert get_future_from_cache(filled, "sum").result(PATIENCE) == 3
     with pytest.raises(ValueError, match="why"):
-        get_future_from_cache(spool, error.key.hex()).result(PATIENCE)
+        get_future_from_cache(filled, "error").result(PATIENCE)
     with pytest.raises(FileNotFoundError, match="unknown"):
-        get_future_from_cache(spool, "unknown")
+        get_future_from_cache(filled, "unknown")
     with pytest.raises(NotInCache):
-        get_future_from_cache(spool / "elsewhere", "sum")
+        get_future_from_cache(filled / "elsewhere", "sum")
 
 
 def test_terminate_tasks(spool, tmp_path):
