@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew
+from fsbroker.spool import hdf5, streams, taskfile
 from fsbroker.spool import spool as spools
-from fsbroker.spool import streams, taskfile
 from fsbroker.spool.blobs import SMALLEST, read_array, store
 from fsbroker.spool.container import Container, image
 from fsbroker.spool.layout import Stem, parse_stem
@@ -78,6 +78,25 @@ def test_other_programs_show_values_and_arrays(spool):
         assert file.attrs["host"] == b"n1"
         assert file["arrays/<f8"][()].tolist() == [0.0, 1.5, 3.0]
         assert file["rows"]["row"].tolist() == [0, 1]
+
+
+def test_a_file_is_whole_though_somebody_holds_on_to_its_parts(spool, monkeypatch):
+    """A profiler or ``gc.get_objects()`` in another thread does, for a moment."""
+    held, real = [], hdf5._dataset
+
+    def dataset(*arguments):
+        held.append(real(*arguments))
+        return held[-1]
+
+    monkeypatch.setattr(hdf5, "_dataset", dataset)
+    hdf5._frame.cache_clear()
+    path = write(spool, task_image())
+    hdf5._frame.cache_clear()
+    assert held
+    held.clear()
+    assert TaskFile(spool.files, path, str(STEM)).arguments(0).data == b"[1, 2.5]"
+    with h5py.File(f"{spool.files.root}/{path}", "r") as file:
+        assert len(file["rows"]) == 4
 
 
 def test_results_in_bulk_read_like_single_ones(spool):

@@ -96,6 +96,9 @@ def _frame(
     with open(os.memfd_create("fsbroker"), "w+b", buffering=0) as memory:
         access = h5p.create(h5p.FILE_ACCESS)
         access.set_fileobj_driver(h5fd.fileobj_driver, memory)
+        # Closed is closed: somebody may hold on to a dataset (`gc.get_objects()` in a thread),
+        # and HDF5 would write the rest of the file when he lets go.
+        access.set_fclose_degree(h5f.CLOSE_STRONG)
         file = h5f.create(b"frame-%d" % memory.fileno(), h5f.ACC_TRUNC, fapl=access)
         _attribute(file, "kind", kind.encode())
         for name, text in attributes:
