@@ -112,11 +112,15 @@ def preload(executor: Executor) -> Any:
         return fs.result()
 
 
-def task_one(seconds):
+def task_one(number, until=None):
+    """A fast one, or one that takes as long as a file is not there."""
     import time
 
-    time.sleep(seconds)
-    return seconds
+    end = time.monotonic() + 100
+    while until and not os.path.exists(until):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return number
 
 
 def task_two(batch):
@@ -124,16 +128,21 @@ def task_two(batch):
 
 
 def streaming(executor: Executor) -> Any:
-    """Batches of those that finish first: the slow tasks are submitted first."""
+    """Batches of those that finish first. The slow ones, submitted first, end only after that."""
+    gate = os.path.abspath("first batch")
     with executor(max_workers=4) as exe:
         task_one_lst = []
         for i in range(4):
-            task_one_lst.append(exe.submit(task_one, [3.0, 2.0, 0.2, 0.1][i]))  # noqa: PERF401
+            task_one_lst.append(exe.submit(task_one, i, gate if i < 2 else None))  # noqa: PERF401
 
         task_two_lst = []
         for f in exe.batched(task_one_lst, n=2):
             task_two_lst.append(exe.submit(task_two, f))  # noqa: PERF401
-        return [f.result() for f in task_two_lst]
+        first = task_two_lst[0].result()
+        open(gate, "w").close()
+        found = [first, task_two_lst[1].result()]
+    os.unlink(gate)
+    return found
 
 
 LISTINGS = {one.__name__: one for one in (sums, mpi, gpus, chain, cached, preload, streaming)}

@@ -1,0 +1,67 @@
+"""executorlib's executors on a real Flux: the talk's listings."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+import fsbroker
+from fsbroker.launch import queue
+from tests.testbed import listings
+from tests.testbed.flux import Instance
+
+cloudpickle.register_pickle_by_value(listings)
+
+pytestmark = pytest.mark.flux
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+EXPECTED: dict[str, Any] = {
+    "sums": [2, 4, 6, 8],
+    "chain": 6,
+    "cached": [6, 6],
+    "preload": 10,
+    "streaming": [[2, 3], [0, 1]],
+}
+
+
+@pytest.fixture(autouse=True)
+def here(flux: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSBROKER_IDLE_TIMEOUT", "1")
+    monkeypatch.setattr(queue, "QUERY_EVERY", 2.0)
+    monkeypatch.setattr(queue, "LOOK_EVERY", 0.5)
+    monkeypatch.setattr(queue, "NOBODY_ASKS", 5.0)
+    return tmp_path
+
+
+@pytest.mark.mpich
+@pytest.mark.timeout(240)
+def test_the_talk_from_outside(here: Path) -> None:
+    """A job for each task; pilots for the block."""
+    face = fsbroker.FluxClusterExecutor
+    assert {name: listings.LISTINGS[name](face) for name in EXPECTED} == EXPECTED
+    assert [one[:3] for one in listings.mpi(face)] == [(3, 2, 0), (3, 2, 1)]
+    assert (here / "executorlib_cache/spool.yaml").exists()
+
+
+@pytest.mark.mpich
+@pytest.mark.timeout(240)
+def test_the_talk_in_an_instance(flux: Instance, here: Path) -> None:
+    names = [*EXPECTED, "mpi"]
+    program = [sys.executable, "-m", "tests.testbed.listings", "FluxJobExecutor", *names]
+    environment = {**os.environ, **flux.environment(), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(program, env=environment, cwd=here, text=True, capture_output=True,
+                          timeout=200, check=False)  # fmt: skip
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
+    ranks = found.pop("mpi")
+    assert found == EXPECTED
+    assert [one[:3] for one in ranks] == [[3, 2, 0], [3, 2, 1]]
+    assert not list(here.glob("fsbroker-*"))
