@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from fsbroker.errors import ResourceError
 
 CACHE_MODES = ("reuse", "refresh", "off")
+USUAL_PRIORITY = 5000
 
 
 class Shape(NamedTuple):
@@ -72,7 +73,8 @@ class Resources:
         num_nodes: nodes to spread the ranks over.
         exclusive: nothing else runs on these nodes.
         run_time_max: seconds; a task that takes longer is killed and fails.
-        priority: 0 to 9999, the higher the sooner.
+        priority: 0 to 9999, the higher the sooner. Below 5000 the task's own queue job asks for
+            less than others, too; schedulers let nobody ask for more.
         retries: how often the task is tried again when its worker dies.
         cwd: directory to run in; default: where the client was.
         cache: "reuse" a stored value, "refresh" it, or "off": a key of its own each time.
@@ -93,7 +95,7 @@ class Resources:
     num_nodes: int | None = None
     exclusive: bool = False
     run_time_max: float | None = None
-    priority: int = 5000
+    priority: int = USUAL_PRIORITY
     retries: int = 2
     cwd: str | None = None
     cache: str = "reuse"

@@ -196,3 +196,25 @@ def test_a_script_is_only_shown(script, tmp_path):
     (area,) = (tmp_path / "spool" / "users").iterdir()
     assert list((area / "jobs").iterdir()) == []
     assert not (area / "logs" / "jobs").exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "priority", "line"),
+    [
+        ("slurm", 4000, "#SBATCH --nice=1000"),
+        ("slurm", 9000, None),
+        ("flux", 2500, "#FLUX: --urgency=8"),
+        ("flux", 0, "#FLUX: --urgency=1"),  # 0 would hold it
+        ("flux", 9000, None),
+    ],
+)
+def test_low_priority_is_told_to_the_scheduler(script, backend, priority, line):
+    """Of a higher one than usual SLURM and Flux want to hear from operators only."""
+    found = [one for one in script({"priority": priority}, backend=backend) if one.startswith("#")]
+    said = [one for one in found if "nice" in one or "urgency" in one]
+    assert said == ([line] if line else [])
+
+
+def test_a_flux_template_is_named_by_itself(script):
+    with pytest.raises(ResourceError, match="Give the template itself: submission_template"):
+        script(backend="flux", pysqa_config_directory="site")

@@ -43,6 +43,9 @@ TEMPLATE = """\
 #FLUX: --time-limit={{seconds}}s
 #FLUX: --signal=SIGTERM@{{ [10, seconds / 2] | min }}s
 {%- endif %}
+{%- if urgency < 16 %}
+#FLUX: --urgency={{urgency}}
+{%- endif %}
 {%- for job in after %}
 #FLUX: --dependency=afterany:{{job}}
 {%- endfor %}

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from fsbroker.config import Config
 from fsbroker.launch.demand import Work
-from fsbroker.needs import Shape
+from fsbroker.needs import USUAL_PRIORITY, Shape
 from fsbroker.spool.jobs import QueueJob
+from fsbroker.spool.layout import parse_stem
 
 START = 60.0
 """Seconds of a job's time limit beyond what its task may take: to start, and to end in peace."""
@@ -33,6 +34,7 @@ class Wanted(NamedTuple):
         seconds: time limit; 0 for the site's.
         row: the one row that it runs; "" for a pilot.
         after: ids of jobs that come first.
+        priority: of that row.
     """
 
     shape: Shape
@@ -40,6 +42,7 @@ class Wanted(NamedTuple):
     seconds: float = 0.0
     row: str = ""
     after: tuple[str, ...] = ()
+    priority: int = USUAL_PRIORITY
 
 
 def wanted(work: Iterable[Work], jobs: Sequence[QueueJob], config: Config) -> list[Wanted]:
@@ -103,7 +106,9 @@ def _each(work: Iterable[Work], jobs: Sequence[QueueJob], config: Config) -> lis
 def _for_row(work: Work, row: str, after: tuple[str, ...], config: Config) -> Wanted:
     shape = work.shape
     seconds = _seconds([work.limits[row]], work.queue, config)
-    return Wanted(shape, work.queue, seconds, row, after)
+    name = parse_stem(row.rpartition(".")[0])
+    priority = name.priority if name is not None else USUAL_PRIORITY
+    return Wanted(shape, work.queue, seconds, row, after, priority)
 
 
 def _seconds(limits: Sequence[float], queue: Mapping[str, Any], config: Config) -> float:

@@ -228,7 +228,8 @@ class QueueLauncher:
         What only a submission gives it is 0: its number and token, and the task's name.
         """
         work = Work(wishes.shape, wishes.queue, {"0.0": wishes.run_time_max or 0.0}, ["0.0"])
-        return self._script(wanted([work], [], self._config)[0])
+        (one,) = wanted([work], [], self._config)
+        return self._script(one._replace(priority=wishes.priority) if one.row else one)
 
     def _look_now(self) -> list[Work]:
         self.log.refresh()
@@ -336,6 +337,7 @@ class QueueLauncher:
             setup=config.setup,
             queue=one.queue,
             arguments=config.slurm_cmd_args,
+            priority=one.priority,
         )
 
     @property
@@ -358,6 +360,7 @@ class QueueLauncher:
             *([f"--time={job.seconds:g}"] if job.seconds else []),
             *([f"--queue={job.queue}"] if job.queue else []),
             *([f"--row={job.row}"] if job.row else []),
+            f"--first-worker={job.number * job.cores}",
             *mpi_options(config, self._scheduler.launcher),
         )
 

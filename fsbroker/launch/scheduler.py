@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 from fsbroker.errors import MissingProgram, SchedulerError
+from fsbroker.needs import USUAL_PRIORITY
 from fsbroker.spool.jobs import Cause
 
 PATIENCE = 30.0
@@ -42,6 +43,7 @@ class Request:
         setup: shell lines before the agent.
         queue: keys for the site: partition, account, ..., and those of its own template.
         arguments: more arguments of the submit command.
+        priority: of its one task.
         directory_on_nodes: where the nodes have that directory, if it is elsewhere there.
     """
 
@@ -60,6 +62,7 @@ class Request:
     setup: tuple[str, ...] = ()
     queue: Mapping[str, Any] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
+    priority: int = USUAL_PRIORITY
     directory_on_nodes: str = ""
 
     @property

@@ -16,13 +16,14 @@ from typing import Any
 
 from fsbroker.errors import MissingProgram, ResourceError
 from fsbroker.launch.scheduler import Request, id_in, run
+from fsbroker.needs import USUAL_PRIORITY
 
 _OWN_KEYS = frozenset(
     (
         *("job_name", "working_directory", "directory", "comment", "command", "setup"),
         *("cores", "ranks", "threads", "nodes", "memory", "memory_max", "gpus", "exclusive"),
         *("run_time_max", "seconds", "time", "dependency_list", "after", "arguments", "queue"),
-        *("partition", "account", "qos", "constraint"),
+        *("partition", "account", "qos", "constraint", "priority", "nice", "urgency"),
     )
 )
 """What templates may use without being given it as a resource of a call."""
@@ -163,6 +164,10 @@ def words(request: Request) -> dict[str, Any]:
         "after": request.after,
         "setup": "\n".join(request.setup),
         "arguments": arguments,
+        "priority": request.priority,
+        # How much less than usual it may be served: users cannot ask for more.
+        "nice": max(0, USUAL_PRIORITY - request.priority),
+        "urgency": max(1, min(16, 16 * request.priority // USUAL_PRIORITY)),
         "command": request.shell,
     }
 

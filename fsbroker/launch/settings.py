@@ -14,6 +14,7 @@ from typing import Any
 
 from fsbroker.config import Config, Partition
 from fsbroker.environment import versions
+from fsbroker.errors import ResourceError
 from fsbroker.launch.scheduler import Scheduler
 from fsbroker.nodes import own_slot
 from fsbroker.spool.jobs import VERSIONS
@@ -82,6 +83,10 @@ def scheduler_of(config: Config) -> Scheduler:
         return Slurm(config.pysqa_config_directory, config.submission_template)
     from fsbroker.launch.flux import Flux
 
+    if config.pysqa_config_directory is not None:
+        where = f"pysqa_config_directory={config.pysqa_config_directory!r}"
+        cure = "Give the template itself: submission_template."
+        raise ResourceError("Flux is not driven through pysqa", where, cure)
     return Flux(config.submission_template)
 
 

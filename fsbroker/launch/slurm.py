@@ -41,6 +41,9 @@ TEMPLATE = """\
 {%- if time %}
 #SBATCH --time={{time}}
 {%- endif %}
+{%- if nice %}
+#SBATCH --nice={{nice}}
+{%- endif %}
 {%- if after %}
 #SBATCH --dependency=afterany:{{ after | join(":") }}
 {%- endif %}
