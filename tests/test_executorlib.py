@@ -102,6 +102,10 @@ def test_the_talks_cache(face, home):
     assert (home / "cache/spool.yaml").exists()
 
 
+def test_the_talks_table(face):
+    assert listings.table(face) == [["sum", [[i, i]], {}, 2 * i] for i in (1, 2, 3)]
+
+
 def test_the_talks_preload(face):
     assert listings.preload(face) == 10
 

@@ -22,10 +22,12 @@ cloudpickle.register_pickle_by_value(listings)
 pytestmark = pytest.mark.flux
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+TABLE = [["sum", [[i, i]], {}, 2 * i] for i in (1, 2, 3)]
 EXPECTED: dict[str, Any] = {
     "sums": [2, 4, 6, 8],
     "chain": 6,
     "cached": [6, 6],
+    "table": TABLE,
     "preload": 10,
     "streaming": [[2, 3], [0, 1]],
 }

@@ -27,10 +27,12 @@ pytestmark = pytest.mark.slurm
 
 LIMIT = 90.0
 REPOSITORY = Path(__file__).resolve().parents[2]
+TABLE = [["sum", [[i, i]], {}, 2 * i] for i in (1, 2, 3)]
 EXPECTED: dict[str, Any] = {
     "sums": [2, 4, 6, 8],
     "chain": 6,
     "cached": [6, 6],
+    "table": TABLE,
     "preload": 10,
     "streaming": [[2, 3], [0, 1]],
 }

@@ -82,7 +82,7 @@ def chain(executor: Executor) -> Any:
 
 
 def cached(executor: Executor) -> Any:
-    """The sum, and whether the second run of the same lines had to wait for it."""
+    """The sum, of two runs of the same lines."""
     found = []
     for _ in range(2):
         with executor(cache_directory="./cache") as exe:
@@ -91,6 +91,20 @@ def cached(executor: Executor) -> Any:
                 future = exe.submit(calc_add, i, future)
             found.append(future.result())
     return found
+
+
+def table(executor: Executor) -> Any:
+    """The rows of the cache's table, by their outputs, in the talk's columns."""
+    import pandas
+
+    with executor(cache_directory="./sums") as exe:
+        for i in range(1, 4):
+            exe.submit(sum, [i, i])
+    frame = pandas.DataFrame(fsbroker.get_cache_data(cache_directory="./sums"))
+    assert (frame["runtime"] >= 0).all()
+    frame["function"] = [getattr(function, "__name__", function) for function in frame["function"]]
+    shown = frame.sort_values("output")[["function", "input_args", "input_kwargs", "output"]]
+    return json.loads(shown.to_json(orient="values"))
 
 
 def init_function():
@@ -145,7 +159,9 @@ def streaming(executor: Executor) -> Any:
     return found
 
 
-LISTINGS = {one.__name__: one for one in (sums, mpi, gpus, chain, cached, preload, streaming)}
+LISTINGS = {
+    one.__name__: one for one in (sums, mpi, gpus, chain, cached, table, preload, streaming)
+}
 
 
 def main() -> None:
