@@ -15,11 +15,13 @@ Images are built in memory and written by plain writes: HDF5 crashes on a full d
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew
+from fsbroker.spool import forms
 from fsbroker.spool.files import Buffer, Files, OpenFile
 from fsbroker.spool.layout import FORMAT
 
@@ -31,6 +33,12 @@ SIGNATURE = b"\x89HDF\r\n\x1a\n"
 SMALLEST_HEADER = 2048
 FIRST_READ = 4096
 LARGEST_HEADER = 16 << 20
+LARGEST_READ = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+"""Bytes that are read into memory in one piece, at most: half of what the machine has. A
+sparse file takes no disk, and would take all memory."""
+
+_HEADER = {"kind": str, "token": str, "meta": dict, "sections": dict}
+_SECTION = (forms.natural, forms.natural, int)
 
 
 class Image(NamedTuple):
@@ -119,13 +127,13 @@ class Container:
         self.path = path
         try:
             header = self._header()
-            self.kind: str = header["kind"]
-            self.token: str = header["token"]
-            self.meta: dict[str, Any] = header["meta"]
-            self.sections = {name: Section(*entry) for name, entry in header["sections"].items()}
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except ValueError as error:
             self._file.close()
             raise FileDamaged("The header cannot be read", path) from error
+        self.kind: str = header["kind"]
+        self.token: str = header["token"]
+        self.meta: dict[str, Any] = header["meta"]
+        self.sections = self._sections(header["sections"])
         if kinds and self.kind not in kinds:
             self._file.close()
             raise FileRefused(f"A file of kind {self.kind!r}, not {' or '.join(kinds)}", path)
@@ -142,20 +150,41 @@ class Container:
                 self.path,
                 "Use the newer fsbroker that wrote it",
             )
-        _, _, size, length, checksum = words
-        self._hdf5 = int(size)
-        if int(size) > LARGEST_HEADER:
+        _, _, size, length_text, checksum = words
+        self._hdf5, length = int(size), int(length_text, 16)
+        if not (0 <= length <= LARGEST_HEADER and 0 <= self._hdf5 <= LARGEST_HEADER):
             raise FileDamaged("The header is larger than any that fsbroker writes", self.path)
-        text = rest[: int(length, 16)]
-        if len(text) < int(length, 16):
-            text = self._file.read(len(line) + 1, int(length, 16))
+        text = rest[:length]
+        if len(text) < length:
+            text = self._file.read(len(line) + 1, length)
         if zlib.crc32(text) != int(checksum, 16):
             raise FileDamaged("The header's checksum is wrong", self.path)
-        header: dict[str, Any] = json.loads(text)
+        header: dict[str, Any] = forms.parsed(text, _HEADER, "header", self.path)
         return header
+
+    def _sections(self, table: dict[str, Any]) -> dict[str, Section]:
+        """Where each stands: none on another, so that no byte is read twice.
+
+        That the file reaches so far is seen when a section is read: its size may be stale.
+        """
+        if not all(forms.fits(entry, _SECTION) for entry in table.values()):
+            raise FileDamaged("The header is not what fsbroker writes", self.path)
+        found = {name: Section(*entry) for name, entry in table.items()}
+        end = 0
+        for section in sorted(found.values()):
+            if section.offset < end:
+                raise FileDamaged("Sections overlap", self.path)
+            end = section.offset + section.length
+        return found
 
     def __contains__(self, name: str) -> bool:
         return name in self.sections
+
+    def length(self, name: str) -> int:
+        """Bytes of a section that reach to its end, and may be read; 0 if it is not there."""
+        section = self.sections.get(name, Section(0, 0, 0))
+        self._within(section.offset, section.length, name)
+        return section.length
 
     def read(self, name: str) -> bytes:
         """A whole section, checked; nothing for one that is not there (it was empty)."""
@@ -163,6 +192,10 @@ class Container:
         if section is None:
             return b""
         return self._checked(section.offset, section.length, section.checksum, name)
+
+    def json(self, name: str, form: Any) -> Any:
+        """A section of JSON text of this form; it must be there."""
+        return forms.parsed(self.read(name), form, f"section {name!r}", self.path)
 
     def read_part(self, name: str, offset: int, length: int, checksum: int) -> bytes:
         """A part of a section, with the checksum that a table row gives for it."""
@@ -182,16 +215,23 @@ class Container:
 
     def fill(self, name: str, buffer: memoryview) -> None:
         """Read a whole section into a buffer of its size."""
-        section = self.sections[name]
+        section = self.sections.get(name, Section(0, 0, 0))
         if section.length != len(buffer) or (
             self._file.read_into(buffer, section.offset) != section.length
             or zlib.crc32(buffer) != section.checksum
         ):
             raise FileDamaged(f"Checksum of section {name!r} is wrong", self.path)
 
-    def _checked(self, offset: int, length: int, checksum: int, name: str) -> bytes:
+    def _within(self, offset: int, length: int, name: str) -> None:
         if offset + length > self._file.size:
             raise FileDamaged(f"Cut off before the end of section {name!r}", self.path)
+        if length > LARGEST_READ:
+            raise FileRefused(
+                f"{length} bytes of section {name!r} do not fit in memory here", self.path
+            )
+
+    def _checked(self, offset: int, length: int, checksum: int, name: str) -> bytes:
+        self._within(offset, length, name)
         data = self._file.read(offset, length)
         if len(data) != length or zlib.crc32(data) != checksum:
             raise FileDamaged(f"Checksum of section {name!r} is wrong", self.path)
