@@ -23,10 +23,10 @@ from fsbroker.spool.log import (
     ranges_of,
     rows_of,
 )
-from tests.faults.parts import lying
+from tests.faults.parts import lying, stem_of
 
 ME, YOU = "a" * 16, "b" * 16
-STEM = "stem"
+STEM = stem_of("log")
 KINDS = [kind for kind in Kind if kind not in (Kind.RETIRE, Kind.ALIAS, Kind.LOST, Kind.RECOVER)]
 
 
@@ -54,6 +54,7 @@ def folded(*records, rows=8, waiting=()):
     st.text(max_size=60),
 )
 def test_records_round_trip(kind, rows, about):
+    about = {Kind.ALIAS: f"{STEM} 7", Kind.LOST: f"3 {about}"}.get(kind, about)
     record = Record(kind, ME, "token", ranges_of(sorted(rows)), about)
     assert parse(record.text()) == record
     assert list(rows_of(record.rows)) == sorted(rows)
@@ -188,7 +189,7 @@ RECORDS = st.builds(
     st.just("t"),
     st.lists(st.integers(0, 7), unique=True, min_size=1).map(sorted).map(ranges_of),
     st.sampled_from([f"{ME} dead x", f"{YOU} silent y", "charge because", "free "]),
-).map(lambda one: one._replace(about="other 3") if one.kind is Kind.ALIAS else one)
+).map(lambda one: one._replace(about=f"{STEM} 3") if one.kind is Kind.ALIAS else one)
 
 
 @settings(max_examples=200, deadline=None)

@@ -15,15 +15,18 @@ from __future__ import annotations
 import enum
 import errno
 import json
+import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from operator import le, lt
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
 from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.spool import forms
 from fsbroker.spool.container import Container, image
 from fsbroker.spool.files import Files
-from fsbroker.spool.layout import Area, parse_record
+from fsbroker.spool.layout import Area, is_agent, parse_record, parse_stem
 from fsbroker.spool.publish import publish
 
 CHECKPOINT_EVERY = 64
@@ -34,6 +37,7 @@ LISTINGS = 3
 
 MOST_ATTEMPTS, MOST_GENERATIONS = 255, 65535
 """What their columns in logs and result files hold; counting stops there."""
+MOST_OWNERS = 65535
 
 Range = tuple[int, int]
 """Rows from the first number up to, not including, the second."""
@@ -81,9 +85,24 @@ def parse(text: str) -> Record | None:
     """The record in a link's target; None for anything else."""
     try:
         kind, by, token, rows, about = text.split(" ")
-        return Record(Kind(kind), by, token, tuple(_ranges(rows)), unquote(about))
+        record = Record(Kind(kind), by, token, tuple(_ranges(rows)), unquote(about))
     except ValueError:
         return None
+    return record if _is_sound(record) else None
+
+
+def _is_sound(record: Record) -> bool:
+    """What it names can be: an owner's stream, for one, is a directory of that name."""
+    if record.kind is Kind.CLAIM:
+        return is_agent(record.by)
+    if record.kind is Kind.ALIAS:
+        stem, _, row = record.about.partition(" ")
+        return parse_stem(stem) is not None and _ROW.fullmatch(row) is not None
+    return record.kind is not Kind.LOST or _LOST.fullmatch(record.about) is not None
+
+
+_ROW = re.compile(r"[0-9]{1,5}")
+_LOST = re.compile(r"[0-9]{1,5}( .*)?", re.DOTALL)
 
 
 def _ranges(text: str) -> Iterator[Range]:
@@ -162,7 +181,9 @@ class Fold:
         self.next += 1
         if record is None or self.retired:
             return
-        if all(0 <= a < b <= len(self.state) for a, b in record.rows):
+        edges = [edge for span in record.rows for edge in span]
+        ascending = all(map(lt, edges[::2], edges[1::2])) and all(map(le, edges[1::2], edges[2::2]))
+        if ascending and (not edges or (edges[0] >= 0 and edges[-1] <= len(self.state))):
             getattr(self, f"_{record.kind.value}")(record)
 
     def rows_in(self, *states: State) -> list[int]:
@@ -197,6 +218,8 @@ class Fold:
         # another's was never appended by a correct agent.
         if any(self.state[row] not in CLAIMABLE for row in rows_of(record.rows)):
             return
+        if len(self.agents) > MOST_OWNERS:
+            return  # nobody knows so many: they do not fit in their column
         owner = self._index(record.by)
         self.unready.update(row for row in rows_of(record.rows) if self.state[row] == State.WAITING)
         for first, end in record.rows:
@@ -288,7 +311,32 @@ class Fold:
 
     @classmethod
     def from_json(cls, text: bytes) -> Fold:
-        read = json.loads(text)
+        """The fold that a checkpoint holds.
+
+        Raises:
+            FileDamaged: it cannot be one.
+        """
+        read = forms.parsed(text, _SAVED, "fold", "a checkpoint")
+        try:
+            fold = cls._restored(read)
+        except (ValueError, OverflowError) as error:
+            raise FileDamaged("A fold that cannot be", "a checkpoint") from error
+        rows = range(len(fold.state))
+        owners = [fold.owner[row] for row in rows if fold.state[row] == State.CLAIMED]
+        named = (*fold.unready, *fold.cancelled, *fold.aliases, *fold.history)
+        if (
+            {len(rows)} != set(map(len, (fold.attempts, fold.owner, fold.generation, fold.limit)))
+            or max(fold.state, default=0) > max(State)
+            or max(owners, default=-1) >= len(fold.agents)
+            or not all(map(is_agent, fold.agents))
+            or not all(row in rows for row in named)
+            or not all(parse_stem(stem) for stem, _ in fold.aliases.values())
+        ):
+            raise FileDamaged("A fold that cannot be", "a checkpoint")
+        return fold
+
+    @classmethod
+    def _restored(cls, read: dict[str, Any]) -> Fold:
         fold = cls(0)
         fold.next, fold.agents, fold.retired = read["next"], read["agents"], read["retired"]
         fold.state = bytearray.fromhex(read["state"])
@@ -301,6 +349,22 @@ class Fold:
         fold.aliases = {row: (stem, target) for row, stem, target in read["aliases"]}
         fold.history = dict(read["history"])
         return fold
+
+
+_SAVED = {
+    "next": forms.natural,
+    "agents": [str],
+    "retired": bool,
+    "state": str,
+    "attempts": str,
+    "owner": [forms.natural],
+    "generation": [forms.natural],
+    "limit": [forms.natural],
+    "unready": [forms.natural],
+    "cancelled": [forms.natural],
+    "aliases": [(forms.natural, str, forms.natural)],
+    "history": [(forms.natural, [str])],
+}
 
 
 class Retired(Exception):
@@ -386,8 +450,10 @@ class Log:
         try:
             with Container(self._files, self._area.record(self.stem, number), "checkpoint") as file:
                 fold = Fold.from_json(file.read("fold"))
-        except (FileNotFoundError, FileDamaged, FileRefused, ValueError, KeyError):
+        except (FileNotFoundError, FileDamaged, FileRefused):
             return None  # the records before it say the same
+        if len(fold.state) != len(self.fold.state):
+            return None
         fold.next = number + 1
         return fold
 

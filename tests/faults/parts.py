@@ -9,6 +9,7 @@ from typing import Any
 from fsbroker.agent.session import AgentSession
 from fsbroker.client.session import ClientSession, Lane
 from fsbroker.spool.files import Files
+from fsbroker.spool.layout import Stem
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import Arguments, FunctionEntry, Limits, TaskRow
@@ -22,6 +23,12 @@ NOTHING = Value(Encoding.PLAIN, b"null")
 
 def key_of(name: object) -> bytes:
     return hashlib.blake2b(str(name).encode(), digest_size=20).digest()
+
+
+def stem_of(name: object, rows: int = 4096) -> str:
+    """The name of a task file that this one stands for."""
+    token = hashlib.blake2b(str(name).encode(), digest_size=8).hexdigest()
+    return str(Stem(5000, 1, token, "c1", ENVIRONMENT, rows, 0))
 
 
 def row(name: object, *inputs: object, arguments: Value | None = None) -> TaskRow:
