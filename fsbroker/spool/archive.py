@@ -151,7 +151,7 @@ def _publish(
     for path in inputs:
         with suppress(*UNREADABLE):
             found = {
-                f"{SECTION}{stem}": _checked(files, stem, file)
+                f"{SECTION}{stem}": _checked(files, file)
                 for stem, file in opened(files, path)
                 if keep(stem)
             }
@@ -163,9 +163,9 @@ def _publish(
     return publish(files, area, made, area.bundle(tier, made.token), durable=True)
 
 
-def _checked(files: Files, stem: str, file: OpenFile) -> np.ndarray:
+def _checked(files: Files, file: OpenFile) -> np.ndarray:
     """The bytes of a task file, none of whose sections is damaged."""
-    inner = Container(files, stem, "tasks", file=Window(file, file.path, 0, file.size))
+    inner = Container(files, file.path, "tasks", file=Window(file, file.path, 0, file.size))
     for name in inner.sections:
         inner.read(name)
     return np.frombuffer(file.read(0, file.size), np.uint8)

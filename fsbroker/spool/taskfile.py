@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fsbroker.errors import FileDamaged
+from fsbroker.spool import forms
 from fsbroker.spool.container import Container, Image, image
 from fsbroker.spool.files import Files, OpenFile
 from fsbroker.spool.layout import Stem, parse_stem
@@ -43,6 +44,27 @@ ROWS = np.dtype(
 
 DEPENDENCIES = np.dtype([("key", f"V{KEY_BYTES}"), ("row", "i4"), ("selector", "i4")])
 """One dependency. ``row``: its row in the same file, or -1; ``selector``: index, or -1."""
+
+
+def _text_or_none(value: Any) -> bool:
+    return value is None or type(value) is str
+
+
+def _index_or_name(value: Any) -> bool:
+    return type(value) in (int, str)
+
+
+_FUNCTIONS = [
+    {
+        "name": str,
+        "digest": forms.digest,
+        "source": str,
+        "offset": forms.natural,
+        "length": forms.natural,
+    }
+]
+_TEXTS = ("tag", "user", "host", "python", "cloudpickle", "cwd", "error_log_file", "queue")
+_META = {"?path": [str]} | {f"?{name}": _text_or_none for name in _TEXTS}
 
 
 class FunctionEntry(NamedTuple):
@@ -178,20 +200,49 @@ class TaskFile:
         self.name: Stem = name
         self.meta = self._file.meta
         self.rows = self._file.table("rows", ROWS)
+        self._check()
         self._arguments = ValueReader(self._file, "arguments")
+
+    def _check(self) -> None:
+        """See that what rows say of themselves, and of one another, can be."""
+        rows = self.rows
+        if len(rows) != self.name.rows:
+            raise FileDamaged("Another number of rows than its name says", self._file.path)
+        if (
+            not forms.fits(self.meta, _META)
+            or not (np.abs(rows["time_limit"]) < forms.FAR).all()
+            or not rows["ranks"].all()
+        ):
+            raise self._wrong("A row")
+
+    def _wrong(self, what: str) -> FileDamaged:
+        return FileDamaged(f"{what} is not what fsbroker writes", self._file.path)
 
     @cached_property
     def dependency_table(self) -> np.ndarray:
-        return self._file.table("dependencies", DEPENDENCIES)
+        table = self._file.table("dependencies", DEPENDENCIES)
+        ends = self.rows["first_dependency"].astype("u8") + self.rows["dependencies"]
+        rows, selectors = table["row"], table["selector"]
+        if (
+            ends[self.rows["dependencies"] > 0].max(initial=0) > len(table)
+            or ((rows < -1) | (rows >= len(self.rows))).any()
+            or ((selectors < -1) | (selectors >= len(self._selectors))).any()
+        ):
+            raise self._wrong("A dependency")
+        return table
 
     @cached_property
     def _selectors(self) -> list[list[int | str]]:
-        selectors: list[list[int | str]] = json.loads(self._file.read("selectors") or b"[]")
+        if "selectors" not in self._file:
+            return []
+        selectors: list[list[int | str]] = self._file.json("selectors", [[_index_or_name]])
         return selectors
 
     @cached_property
     def _function_list(self) -> list[dict[str, Any]]:
-        functions: list[dict[str, Any]] = json.loads(self._file.read("functions") or b"[]")
+        functions: list[dict[str, Any]] = self._file.json("functions", _FUNCTIONS)
+        if self.rows["function"].max(initial=0) >= len(functions):
+            raise self._wrong("A row's function")
         return functions
 
     @cached_property
@@ -247,6 +298,9 @@ class TaskFile:
             & (rows["ranks"] == 1)
         )
         text = np.frombuffer(self._text, np.uint8)
+        ends = rows["offset"][found].astype("f8") + rows["length"][found]
+        if ends.max(initial=0) > len(text) or (rows["offset"][found] >= len(text)).any():
+            raise self._wrong("The place of a row's arguments")
         found[found] = text[rows["offset"][found]] == ord("[")
         return found
 
