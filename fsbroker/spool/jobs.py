@@ -16,17 +16,20 @@ import enum
 import errno
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from fsbroker.errors import SpoolError
+from fsbroker.errors import FileDamaged, SpoolError
+from fsbroker.spool import forms
 from fsbroker.spool.files import Files
-from fsbroker.spool.layout import Area, parse_record
+from fsbroker.spool.layout import Area, parse_cancel, parse_record
 
 LONGEST = 900
 """Bytes of a record, as in the logs of task files."""
+LARGEST_SETTINGS = 1 << 20
 VERSIONS = "versions"
 """The key in stored settings that tells what the client has, which submitted with them."""
 
@@ -110,6 +113,42 @@ _SAID_LATER = ("number", "id", "state", "reason", "source", "cause", "failure")
 """What an intent cannot tell of its job."""
 
 
+def _is_settings(value: Any) -> bool:
+    return type(value) is str and _DIGEST.fullmatch(value) is not None
+
+
+def _is_row(value: Any) -> bool:
+    return type(value) is str and (not value or parse_cancel(value) is not None)
+
+
+def _is_id(value: Any) -> bool:
+    """One word, that no scheduler's command takes for an option."""
+    return type(value) is str and _ID.fullmatch(value) is not None
+
+
+_DIGEST = re.compile(r"[0-9a-f]{0,16}")
+_ID = re.compile(r"[^\s\-][^\s]*|")
+_RECORD = {
+    "?kind": str,
+    "?by": str,
+    "?of": int,
+    "?token": str,
+    "?scheduler": str,
+    "?queue": str,
+    "?cores": forms.natural,
+    "?seconds": forms.number,
+    "?row": _is_row,
+    "?settings": _is_settings,
+    "?born": forms.number,
+    "?id": _is_id,
+    "?state": str,
+    "?reason": str,
+    "?source": str,
+    "?cause": str,
+}
+"""A record; whatever else stands in it has no effect."""
+
+
 class JobLog:
     """The queue jobs of an area, as far as this process has read.
 
@@ -143,12 +182,12 @@ class JobLog:
     def _read(self, number: int) -> Mapping[str, Any]:
         try:
             text = self._files.readlink(self._area.job_record(number))
-            record = json.loads(text)
-        except (OSError, ValueError) as error:
+            record: dict[str, Any] = forms.parsed(text, _RECORD, "record", "a log of jobs")
+        except (OSError, FileDamaged) as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 raise
             return {}  # not one of ours: it has no effect
-        return record if isinstance(record, dict) else {}
+        return record
 
     def open(self) -> list[QueueJob]:
         """Those that have not ended."""
@@ -283,10 +322,10 @@ class JobLog:
         path = self._area.job_settings(digest)
         try:
             with self._files.open(path) as file:
-                text = file.read(0, file.size)
+                text = file.read(0, min(file.size, LARGEST_SETTINGS))
         except FileNotFoundError:
             raise SpoolError("The settings of queue jobs are gone", path) from None
         if hashlib.blake2b(text, digest_size=8).hexdigest() != digest:
             raise SpoolError("The settings of queue jobs are damaged", path)
-        found: dict[str, Any] = json.loads(text)
+        found: dict[str, Any] = forms.parsed(text, dict, "settings", path)
         return found

@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.spool import forms
 from fsbroker.spool.container import Container, image
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Presence, parse_presence
@@ -117,11 +118,20 @@ def remove(files: Files, area: Area, agent: str) -> None:
                 files.unlink(area.presence(presence))
 
 
+_ABOUT = {
+    "?host": str,
+    "?boot": str,
+    "?namespace": str,
+    "?pid": forms.natural,
+    "?process_start": str,
+}
+
+
 def about(files: Files, area: Area, presence: Presence) -> dict[str, Any] | None:
     """What an agent says of itself; None if the file changed its name meanwhile."""
     try:
         with Container(files, area.presence(presence), "agent") as file:
-            return file.meta
+            return file.meta if forms.fits(file.meta, _ABOUT) else None
     except (FileNotFoundError, FileDamaged, FileRefused):
         return None
 
@@ -144,7 +154,7 @@ def is_alive_process(described: dict[str, Any]) -> bool:
     """The agent runs on this host and boot, now."""
     host = this_host()
     mine = (described.get("boot"), described.get("namespace")) == (host.boot, host.namespace)
-    return mine and process_start(int(described["pid"])) == str(described["process_start"])
+    return mine and _start_of(described) == described.get("process_start")
 
 
 def is_dead_process(described: dict[str, Any]) -> bool:
@@ -153,7 +163,11 @@ def is_dead_process(described: dict[str, Any]) -> bool:
     mine = (described.get("boot"), described.get("namespace")) == (host.boot, host.namespace)
     if not mine or not host.boot:
         return False
-    return process_start(int(described["pid"])) != str(described["process_start"])
+    return _start_of(described) != described.get("process_start")
+
+
+def _start_of(described: dict[str, Any]) -> str:
+    return process_start(described.get("pid", 0))
 
 
 class _Watched:

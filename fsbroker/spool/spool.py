@@ -11,11 +11,20 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew, SpoolError, SpoolMissing
+from fsbroker import yamlmap
+from fsbroker.errors import (
+    ConfigError,
+    FileDamaged,
+    FileRefused,
+    FormatTooNew,
+    SpoolError,
+    SpoolMissing,
+)
 from fsbroker.spool.files import Files, explain
 from fsbroker.spool.layout import DIRECTORIES, FORMAT, SPOOL_FILE, Area, area_of
 
 LOCK_CLASSES = ("flock", "soft", "none")
+DURABILITIES = ("fsync", "none")
 
 
 class Spool(NamedTuple):
@@ -128,16 +137,14 @@ def _write_settings(files: Files, durable: bool) -> None:
 
 
 def _read_settings(files: Files) -> dict[str, str]:
-    import yaml
-
     with files.open(SPOOL_FILE) as file:
         text = file.read(0, min(file.size, 1 << 16))
     path = f"{files.root}/{SPOOL_FILE}"
     try:
-        settings = yaml.safe_load(text)
+        settings = dict(yamlmap.parse(text, path))
         version = int(settings["format"])
-        lock, _ = settings["lock"], settings["durability"]
-    except (yaml.YAMLError, ValueError, TypeError, KeyError) as error:
+        lock, durability = settings["lock"], settings["durability"]
+    except (ConfigError, ValueError, TypeError, KeyError) as error:
         raise FileDamaged("The spool's settings cannot be read", path) from error
     if version > FORMAT:
         raise FormatTooNew(
@@ -145,7 +152,9 @@ def _read_settings(files: Files) -> dict[str, str]:
         )
     if lock not in LOCK_CLASSES:
         raise FileDamaged(f"Unknown lock class {lock!r}; known: {', '.join(LOCK_CLASSES)}", path)
-    return settings  # type: ignore[no-any-return]
+    if durability not in DURABILITIES:
+        raise FileDamaged(f"Unknown durability; known: {', '.join(DURABILITIES)}", path)
+    return settings
 
 
 def measure_lock(files: Files) -> str:
