@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from fsbroker.errors import FileDamaged
+from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.spool.container import Container, image
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area
@@ -65,11 +65,7 @@ def read_array(files: Files, area: Area, ref: ArrayRef) -> np.ndarray:
 
     shape = ref.shape if ref.order == "C" else ref.shape[::-1]
     if isinstance(ref.data, Blob):
-        content = np.empty(shape, np.dtype(ref.dtype))
-        with Container(files, area.blob(ref.data.name), "blob") as file:
-            if file.sections["array"].length != content.nbytes:
-                raise FileDamaged("The blob has another size than its row says", file.path)
-            file.fill("array", memoryview(content).cast("B"))
+        content = _read_blob(files, area.blob(ref.data.name), shape, np.dtype(ref.dtype))
     else:
         content = np.frombuffer(bytearray(ref.data), np.dtype(ref.dtype)).reshape(shape)
     return content if ref.order == "C" else content.T
@@ -80,6 +76,21 @@ def size_of(ref: ArrayRef) -> int:
     import numpy as np
 
     return np.dtype(ref.dtype).itemsize * math.prod(ref.shape)
+
+
+def _read_blob(files: Files, path: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+    import numpy as np
+
+    size = dtype.itemsize * math.prod(shape)
+    with Container(files, path, "blob") as file:
+        if file.length("array") != size:
+            raise FileDamaged("The blob has another size than its row says", file.path)
+        try:
+            content = np.empty(shape, dtype)
+        except (MemoryError, ValueError) as error:
+            raise FileRefused(f"An array of {size} bytes cannot be had here", file.path) from error
+        file.fill("array", memoryview(content).cast("B"))
+    return content
 
 
 def store(
