@@ -49,6 +49,13 @@ _BIG = 10**SHORT
 _ITEM_SIZES = {"b": (1,), "i": (1, 2, 4, 8), "u": (1, 2, 4, 8), "f": (2, 4, 8), "c": (8, 16)}
 """Arrays that HDF5 stores as they are on every machine: long doubles are not among them."""
 
+_DTYPES = {
+    f"{order}{kind}{size}"
+    for kind, sizes in _ITEM_SIZES.items()
+    for size in sizes
+    for order in ("|" if size == 1 else "<>")
+}
+
 _KIND_NAMES = {"i": "int", "u": "uint", "f": "float", "c": "complex"}
 _SCALAR_NAMES = {"bool"} | {
     f"{name}{8 * size}" for kind, name in _KIND_NAMES.items() for size in _ITEM_SIZES[kind]
@@ -141,6 +148,11 @@ def is_array(obj: object) -> bool:
         return False
     dtype = obj.dtype  # type: ignore[attr-defined]
     return dtype.itemsize in _ITEM_SIZES.get(dtype.kind, ()) and dtype.metadata is None
+
+
+def is_array_type(name: object) -> bool:
+    """Whether such arrays have a dtype of this name (``dtype.str``)."""
+    return type(name) is str and name in _DTYPES
 
 
 class Arrays:

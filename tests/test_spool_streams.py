@@ -12,7 +12,7 @@ from fsbroker.spool.index import Results
 from fsbroker.spool.presence import Self
 from fsbroker.spool.streams import Sealed, Stream, entries, is_seal, results_of, seal
 from fsbroker.task import Status
-from tests.faults.parts import found_in, key_of, lying, news, outcome, plain
+from tests.faults.parts import found_in, key_of, lying, news, outcome, plain, stem_of
 
 ME, YOU = "a" * 16, "b" * 16
 
@@ -30,7 +30,7 @@ def stream(spool, agent=ME):
 
 def publish(spool, into, *names, stem="stem", first=0, **more):
     results = [
-        outcome(stem, first + number, name, plain(f'"{name}"'), **more)
+        outcome(stem_of(stem), first + number, name, plain(f'"{name}"'), **more)
         for number, name in enumerate(names)
     ]
     into.publish(streams.build(spool.files.token(), results, {"agent": into.agent}), durable=False)
@@ -229,7 +229,7 @@ def test_the_row_that_was_waited_for_counts_and_not_the_latest_of_its_key(spool)
     results = Results(spool.files, spool.area)
     results.poll(deep=True)
     assert results.find(key_of("k")).status == Status.DONE
-    assert results.find_row(key_of("k"), "first", 0).status == Status.FAILED
+    assert results.find_row(key_of("k"), stem_of("first"), 0).status == Status.FAILED
     assert results.find_row(key_of("k"), "third", 0) is None
 
 
@@ -297,7 +297,9 @@ def test_which_rows_have_ended_wherever_they_stand(spool):
     for cycles in range(3):
         results = Results(spool.files, spool.area)
         results.poll(deep=True)
-        assert list(results.ended(f"stem of {ME}", keys)) == [Status.DONE] * 12 + [0], cycles
+        assert list(results.ended(stem_of(f"stem of {ME}"), keys)) == [Status.DONE] * 12 + [0], (
+            cycles
+        )
         packs.cycle(spool.files, spool.area)
 
 

@@ -106,6 +106,9 @@ class Reader:
             if status == Status.CANCELLED:
                 return None, TaskCancelled("The task was cancelled", file.keys[index].hex())
             return None, self._failure(file, index, DEPTH)
+        except FileDamaged as error:
+            where = error.where or f"{file.path} (task {file.keys[index].hex()})"
+            return None, FileDamaged(error.what, where, error.cure)
         except Exception as error:  # unpickling runs the user's code: anything
             return None, error
 

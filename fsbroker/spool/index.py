@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew
+from fsbroker.spool import forms
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Presence, is_agent, parse_pack
 from fsbroker.spool.presence import listing
@@ -265,6 +266,11 @@ class Results:
             except FileDamaged as error:
                 self.damaged[path] = error
                 continue
+            except FormatTooNew:
+                raise
+            except FileRefused:
+                self.damaged[path] = FileDamaged("Not a pack", path)
+                continue
             self._packs[path] = _Pack(file)
             self._forget_packed(file)
             for number, stem in enumerate(file.files):
@@ -275,7 +281,9 @@ class Results:
 
     def _forget_packed(self, pack: ResultFile) -> None:
         """Look-ups will find these rows in the pack: the memory for them is free again."""
-        self._drop(set(pack.meta.get("inputs", ())))
+        inputs: Any = pack.meta.get("inputs")
+        if forms.fits(inputs, [str]):
+            self._drop(set(inputs))
 
     def _drop(self, paths: set[str]) -> None:
         """Forget what was known from these files."""

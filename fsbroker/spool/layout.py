@@ -149,6 +149,17 @@ def parse_cancel(name: str) -> tuple[str, int] | None:
     return (match[1], int(match[2])) if match and parse_stem(match[1]) else None
 
 
+def is_merged(area: str, path: str) -> bool:
+    """Whether a merged file of this area may name this path as one that it replaces."""
+    directory, _, name = path.removeprefix(f"{area}/").rpartition("/")
+    parent, _, agent = directory.partition("/")
+    if parent == "results":
+        return is_agent(agent) and parse_stream_file(name) is not None
+    if directory == "archive" and parse_stem(name.removesuffix(".h5")):
+        return name.endswith(".h5")
+    return directory in ("packs", "archive") and parse_pack(name) is not None
+
+
 def is_agent(name: str) -> bool:
     return _AGENT.fullmatch(name) is not None
 

@@ -20,6 +20,9 @@ from fsbroker.task import KEY_BYTES
 LARGEST = 1 << 30
 """Bytes; packs above are not merged any further."""
 
+MOST_STEMS = 65535
+"""Task files of one pack: what their column holds."""
+
 
 def cycle(files: Files, area: Area) -> bool:
     """One round of packing; True if something was merged."""
@@ -64,14 +67,21 @@ def _is_link(files: Files, path: str) -> bool:
 
 
 def _merge(files: Files, area: Area, inputs: Sequence[str], tier: int) -> bool:
-    opened = []
+    opened: list[ResultFile] = []
+    stems: set[str] = set()
     try:
         for path in inputs:
             with suppress(*UNREADABLE):
-                opened.append(_whole(files, path))
+                file = _whole(files, path)
+                stems.update(file.files)
+                if len(stems) > MOST_STEMS:
+                    break
+                opened.append(file)
         if len(opened) < 2:
             return False
         made = _merged(files.token(), opened)
+        if made is None:
+            return False
     finally:
         for file in opened:
             file.close()
@@ -85,21 +95,30 @@ def _whole(files: Files, path: str) -> ResultFile:
     return ResultFile(files, path)
 
 
-def _merged(token: str, inputs: Sequence[ResultFile]) -> Image:
+def _merged(token: str, inputs: Sequence[ResultFile]) -> Image | None:
+    """Their rows and values in one file, but for those that turn out to be damaged."""
     stems: dict[str, int] = {}
     origins: dict[str, int] = {}
     errors: dict[int, dict[str, str]] = {}
     tables: list[np.ndarray] = []
     values = ValueMerger("values")
+    merged = []
     for file in inputs:
         table = file.rows.copy()
+        try:
+            texts = [json.dumps(origin, sort_keys=True) for origin in file.origins]
+            told = dict(file.errors())
+            file.add_to(values, table)
+        except UNREADABLE:
+            continue
         table["file"] = _renumbered(file.files, stems)[table["file"]]
-        texts = [json.dumps(origin, sort_keys=True) for origin in file.origins]
         table["source"] = _renumbered(texts, origins)[table["source"]]
-        file.add_to(values, table)
         before = sum(map(len, tables))
-        errors |= {before + index: error for index, error in file.errors()}
+        errors |= {before + index: error for index, error in told.items()}
         tables.append(table)
+        merged.append(file.path)
+    if len(merged) < 2:
+        return None
     rows = np.concatenate(tables)
     order = _sorted_distinct(rows)
     sections: dict[str, bytes | np.ndarray] = {
@@ -112,7 +131,7 @@ def _merged(token: str, inputs: Sequence[ResultFile]) -> Image:
         moved = {int(old): new for new, old in enumerate(order)}
         kept = {str(moved[old]): error for old, error in errors.items() if old in moved}
         sections["errors"] = json.dumps(kept).encode()
-    return image(token, "pack", {"inputs": [file.path for file in inputs]}, sections)
+    return image(token, "pack", {"inputs": merged}, sections)
 
 
 def _renumbered(names: Sequence[str], numbers: dict[str, int]) -> np.ndarray:

@@ -11,7 +11,6 @@ import os
 from contextlib import suppress
 from typing import NamedTuple
 
-from fsbroker import yamlmap
 from fsbroker.errors import (
     ConfigError,
     FileDamaged,
@@ -137,6 +136,8 @@ def _write_settings(files: Files, durable: bool) -> None:
 
 
 def _read_settings(files: Files) -> dict[str, str]:
+    from fsbroker import yamlmap
+
     with files.open(SPOOL_FILE) as file:
         text = file.read(0, min(file.size, 1 << 16))
     path = f"{files.root}/{SPOOL_FILE}"

@@ -20,10 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fsbroker.errors import FileRefused
+from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.spool import forms
 from fsbroker.spool.container import Container, Image, image, token_of
 from fsbroker.spool.files import Files
-from fsbroker.spool.layout import Area, parse_stream_file
+from fsbroker.spool.layout import Area, parse_stem, parse_stream_file
 from fsbroker.spool.publish import publish
 from fsbroker.spool.values import COLUMNS, ValueMerger, ValueReader, ValueWriter
 from fsbroker.task import KEY_BYTES, Encoding, Outcome, Status, Value
@@ -134,6 +135,15 @@ def _single_row(result: Outcome, file: int) -> np.ndarray:
     return row
 
 
+def _is_error(row: str, error: Any) -> bool:
+    return (
+        row.isdecimal()
+        and len(row) < 10
+        and forms.fits(error, {"?key": forms.digest})
+        and all(type(text) is str for text in error.values())
+    )
+
+
 class ResultFile:
     """A result file or a pack, opened for reading.
 
@@ -149,17 +159,37 @@ class ResultFile:
         self.path = path
         self.meta = self._file.meta
         self.rows = self._file.table("rows", RESULTS)
-        self.files: list[str] = json.loads(self._file.read("files") or b"[]")
+        self.files: list[str] = self._file.json("files", [str])
+        self._check()
         self._values = ValueReader(self._file, "values")
+
+    def _check(self) -> None:
+        """See that rows tell of rows that there can be, in ways that there are."""
+        rows, sizes = self.rows, [stem.rows for stem in map(parse_stem, self.files) if stem]
+        times = [np.abs(rows[column]) < forms.FAR for column in ("started", "wall", "cpu")]
+        if (
+            len(sizes) < len(self.files)
+            or (rows["file"] >= len(sizes)).any()
+            or (rows["row"] >= np.array(sizes, "u2")[rows["file"]]).any()
+            or not np.isin(rows["status"], list(Status)).all()
+            or not np.all(times)
+        ):
+            raise FileDamaged("An outcome is not what fsbroker writes", self.path)
 
     @cached_property
     def origins(self) -> list[dict[str, Any]]:
-        origins: list[dict[str, Any]] = json.loads(self._file.read("origins") or b"[]")
+        origins: list[dict[str, Any]] = self._file.json("origins", [dict])
+        if (self.rows["source"] >= len(origins)).any():
+            raise FileDamaged("An outcome has no origin", self.path)
         return origins
 
     @cached_property
     def _errors(self) -> dict[str, dict[str, str]]:
-        errors: dict[str, dict[str, str]] = json.loads(self._file.read("errors") or b"{}")
+        if "errors" not in self._file:
+            return {}
+        errors: dict[str, dict[str, str]] = self._file.json("errors", dict)
+        if not all(_is_error(name, error) for name, error in errors.items()):
+            raise FileDamaged("An error is not what fsbroker writes", self.path)
         return errors
 
     @cached_property

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
+from typing import Any
 
 from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.spool import forms
 from fsbroker.spool.container import Container
 from fsbroker.spool.files import Files
-from fsbroker.spool.layout import parse_pack
+from fsbroker.spool.layout import is_merged, parse_pack
 
 FAN = 8
 """Files merged into one: of the first tier at least so many, of the others as many."""
@@ -49,8 +51,11 @@ class Tiers:
 
     def inputs(self) -> set[str]:
         """What has been merged already, by name."""
-        paths = chain.from_iterable(self.paths().values())
-        return {name for path in paths for name in inputs_of(self._files, path)}
+        found: set[str] = set()
+        for path in chain.from_iterable(self.paths().values()):
+            with suppress(*UNREADABLE):  # merged again, by who cannot read that they were
+                found.update(inputs_of(self._files, path))
+        return found
 
     def drop_inputs(self) -> None:
         """Delete what earlier cycles have merged."""
@@ -69,12 +74,15 @@ class Tiers:
         for tier, paths in sorted(self.paths().items()):
             small = [path for path in paths if self._files.size(path) < self._largest // FAN]
             # An input of one that is still there would be merged a second time.
-            settled = [
-                path for path in small if not any(map(self._exists, inputs_of(self._files, path)))
-            ]
+            settled = list(filter(self._is_settled, small))
             if len(settled) >= FAN:
                 return min(tier + 1, LAST_TIER), settled[:FAN]
         return None
+
+    def _is_settled(self, path: str) -> bool:
+        with suppress(*UNREADABLE):
+            return not any(map(self._exists, inputs_of(self._files, path)))
+        return False
 
     def _exists(self, path: str) -> bool:
         try:
@@ -90,6 +98,10 @@ class Tiers:
 
 
 def inputs_of(files: Files, path: str) -> list[str]:
-    """What a merged file was made of."""
+    """What a merged file was made of: what it names is deleted, so it names nothing else."""
+    area = path.rpartition("/")[0].rpartition("/")[0]
     with Container(files, path, "pack", "archive") as file:
-        return list(file.meta["inputs"])
+        inputs: Any = file.meta.get("inputs")
+    if not forms.fits(inputs, [str]) or not all(is_merged(area, name) for name in inputs):
+        raise FileDamaged("It names inputs that it cannot have", path)
+    return list(inputs)

@@ -12,13 +12,18 @@ the first of them and their number, so each is read by itself.
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fsbroker import plain
 from fsbroker.errors import FileDamaged
+from fsbroker.spool import forms
 from fsbroker.spool.container import Container
+from fsbroker.spool.layout import is_blob
 from fsbroker.task import ArrayRef, Blob, Encoding, Value
 
 if TYPE_CHECKING:
@@ -35,6 +40,52 @@ COLUMNS = [
     ("arrays", "u2"),
 ]
 """The columns of a table that point to a payload."""
+
+
+class ArrayEntry(NamedTuple):
+    """One array in `array_index`. ``start``: its first byte; ``blob``: "" if it stands here."""
+
+    dtype: str
+    start: int
+    shape: tuple[int, ...]
+    order: str
+    checksum: int
+    blob: str
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return int(self.dtype[2:]) * math.prod(self.shape)
+
+
+def array_index(file: Container) -> list[ArrayEntry]:
+    """The arrays of a file.
+
+    Raises:
+        FileDamaged: there is one that cannot be an array, or is no blob.
+    """
+    if "array_index" not in file:
+        return []
+    found = file.json("array_index", [_ENTRY])
+    return [ArrayEntry(dtype, start, tuple(shape), *rest) for dtype, start, shape, *rest in found]
+
+
+def _is_order(text: Any) -> bool:
+    return text in ("C", "F")
+
+
+def _is_blob_or_none(name: Any) -> bool:
+    return type(name) is str and (not name or is_blob(name))
+
+
+_ENTRY = (
+    plain.is_array_type,
+    forms.natural,
+    [forms.natural],
+    _is_order,
+    forms.natural,
+    _is_blob_or_none,
+)
 
 
 class ValueWriter:
@@ -127,28 +178,44 @@ class ValueMerger:
         self._index: list[list[Any]] = []
 
     def add(self, file: Container, table: np.ndarray) -> None:
-        """Add all payloads of a file; the columns of its table are shifted in place."""
-        plain = table["encoding"] == Encoding.PLAIN
+        """Add all payloads of a file; the columns of its table are shifted in place.
+
+        Raises:
+            FileDamaged, FileRefused: it cannot be merged; nothing of it was added.
+        """
+        is_text = table["encoding"] == Encoding.PLAIN
         text, pickles = file.read(self._name), file.read(f"{self._name}_pickle")
-        table["offset"] += (plain * self._text_length + ~plain * self._pickle_length).astype("u8")
+        index, pools = array_index(file), _pools(file)
+        table["offset"] += (is_text * self._text_length + ~is_text * self._pickle_length).astype(
+            "u8"
+        )
         table["first_array"] += len(self._index)
         if text:
             self._texts.append(text[1:-1])
             self._text_length += len(text) - 2 + len(SEPARATOR)
         self._pickles.append(pickles)
         self._pickle_length += len(pickles)
-        for dtype, start, *rest in json.loads(file.read("array_index") or b"[]"):
+        for dtype, start, *rest in index:
             self._index.append([dtype, start + self._pool_lengths.get(dtype, 0), *rest])
-        for section in file.sections:
-            kind, _, dtype = section.partition("/")
-            if kind == "arrays":
-                data = file.read(section)
-                self._pools.setdefault(dtype, []).append(data)
-                self._pool_lengths[dtype] = self._pool_lengths.get(dtype, 0) + len(data)
+        for dtype, data in pools.items():
+            self._pools.setdefault(dtype, []).append(data)
+            self._pool_lengths[dtype] = self._pool_lengths.get(dtype, 0) + len(data)
 
     def sections(self) -> dict[str, bytes | np.ndarray]:
         texts = [b"[" + SEPARATOR.join(self._texts) + b"]"] if self._texts else []
         return _sections(self._name, texts, self._pickles, self._index, self._pools)
+
+
+def _pools(file: Container) -> dict[str, bytes]:
+    """All arrays that stand in a file, by dtype."""
+    found = {}
+    for section in file.sections:
+        kind, _, dtype = section.partition("/")
+        if kind == "arrays":
+            found[dtype] = file.read(section)
+            if not plain.is_array_type(dtype) or len(found[dtype]) % int(dtype[2:]):
+                raise FileDamaged(f"There are no such arrays: {section}", file.path)
+    return found
 
 
 def _sections(
@@ -175,7 +242,10 @@ class ValueReader:
     def __init__(self, file: Container, name: str) -> None:
         self._file = file
         self._name = name
-        self._index: list[list[Any]] | None = None
+
+    @cached_property
+    def _index(self) -> list[ArrayEntry]:
+        return array_index(self._file)
 
     def read(self, row: Any) -> Value:
         """The payload that a table row points to."""
@@ -183,49 +253,38 @@ class ValueReader:
         data = self._file.read_part(
             section, int(row["offset"]), int(row["length"]), int(row["checksum"])
         )
-        first, count = int(row["first_array"]), int(row["arrays"])
-        arrays = tuple(self._array(number) for number in range(first, first + count))
+        arrays = tuple(map(self._array, self._entries(row)))
         return Value(int(row["encoding"]), data, arrays)
+
+    def _entries(self, row: Any) -> list[ArrayEntry]:
+        """The arrays that a table row points to."""
+        first, count = int(row["first_array"]), int(row["arrays"])
+        entries = self._index[first : first + count] if count else []
+        stored = sum(entry.size for entry in entries if not entry.blob)
+        there = sum(section.length for section in self._file.sections.values())
+        if len(entries) < count or stored > there:  # more than there is: one of them many times
+            raise FileDamaged("A row points to an array that is not there", self._file.path)
+        return entries
 
     def fingerprint(self, row: Any) -> tuple[Any, ...]:
         """What two stored values differ in if they differ, without reading them: checksums.
 
         Of arrays: dtype, shape, order, checksum, and the name of their blob.
         """
-        first, count = int(row["first_array"]), int(row["arrays"])
-        arrays = [self._entry(number) for number in range(first, first + count)]
-        shown = [(dtype, *shape, order, crc, blob) for dtype, _, shape, order, crc, blob in arrays]
+        shown = [
+            (dtype, *shape, order, crc, blob)
+            for dtype, _, shape, order, crc, blob in self._entries(row)
+        ]
         return (int(row["encoding"]), int(row["length"]), int(row["checksum"]), *shown)
 
     def text(self) -> bytes:
         """All plain payloads, as one JSON array in the order of their rows."""
         return self._file.read(self._name) or b"[]"
 
-    def _array(self, number: int) -> ArrayRef:
-        dtype, start, shape, order, checksum, blob = self._entry(number)
-        if blob:
-            return ArrayRef(dtype, tuple(shape), order, Blob(blob))
-        length = _bytes_of(dtype, shape)
-        data = self._file.read_part(f"arrays/{dtype}", start, length, checksum)
-        return ArrayRef(dtype, tuple(shape), order, data)
-
-    def _entry(self, number: int) -> list[Any]:
-        if self._index is None:
-            try:
-                self._index = json.loads(self._file.read("array_index") or b"[]")
-            except ValueError as error:
-                raise FileDamaged("The index of arrays cannot be read", self._file.path) from error
-        try:
-            entry: list[Any] = self._index[number]
-        except IndexError as error:
-            raise FileDamaged(
-                "A row points to an array that is not there", self._file.path
-            ) from error
-        return entry
-
-
-def _bytes_of(dtype: str, shape: Sequence[int]) -> int:
-    size = int(dtype[2:])
-    for extent in shape:
-        size *= extent
-    return size
+    def _array(self, entry: ArrayEntry) -> ArrayRef:
+        if entry.blob:
+            return ArrayRef(entry.dtype, entry.shape, entry.order, Blob(entry.blob))
+        data = self._file.read_part(
+            f"arrays/{entry.dtype}", entry.start, entry.size, entry.checksum
+        )
+        return ArrayRef(entry.dtype, entry.shape, entry.order, data)
