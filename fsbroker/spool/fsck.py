@@ -39,6 +39,7 @@ from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import Fold, Retired, State, parse
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import TaskFile
+from fsbroker.spool.values import array_index
 from fsbroker.task import Status
 
 VOID = "void"
@@ -366,10 +367,10 @@ class _Check:
             return blob
 
     def _note_blobs(self, file: Container) -> None:
-        with suppress(FileDamaged, ValueError, LookupError):
-            for entry in json.loads(file.read("array_index") or b"[]"):
-                if entry[5]:
-                    self._blobs.setdefault(entry[5], set()).add(file.path)
+        with suppress(FileDamaged):
+            for entry in array_index(file):
+                if entry.blob:
+                    self._blobs.setdefault(entry.blob, set()).add(file.path)
 
     # -- logs ----------------------------------------------------------------------------
 
@@ -476,7 +477,7 @@ RUNS_AGAIN = (State.WAITING, State.READY)
 def _is_json(text: str) -> bool:
     try:
         return isinstance(json.loads(text), dict)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

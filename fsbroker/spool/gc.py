@@ -38,7 +38,7 @@ from fsbroker.spool.live import bury, delete_log
 from fsbroker.spool.log import State
 from fsbroker.spool.publish import publish
 from fsbroker.spool.streams import ResultFile
-from fsbroker.spool.values import ValueWriter
+from fsbroker.spool.values import ValueWriter, array_index
 from fsbroker.task import KEY_BYTES
 
 DAY = 86400.0
@@ -228,9 +228,8 @@ class _Survey:
     def _note_blobs(self, file: Container) -> None:
         """The blobs that a file refers to."""
         try:
-            index = json.loads(file.read("array_index") or b"[]")
-            self._blobs.update(entry[5] for entry in index)
-        except (FileDamaged, ValueError, IndexError, TypeError) as error:
+            self._blobs.update(entry.blob for entry in array_index(file))
+        except (FileDamaged, FileRefused) as error:
             self._unreadable[file.path] = error
 
     def rubbish(self) -> Rubbish:

@@ -22,13 +22,11 @@ from fsbroker.spool import forms
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Presence, is_agent, parse_pack
 from fsbroker.spool.presence import listing
-from fsbroker.spool.streams import RESULTS, ResultFile, entries, is_seal
+from fsbroker.spool.streams import MOST_ROWS, RESULTS, ResultFile, entries, is_seal
 from fsbroker.task import KEY_BYTES, Status, Value
 
 OPEN_FILES = 32
 """Result files kept open for reading values."""
-MAX_ROWS_READ = 1 << 20
-"""More rows than a result file has."""
 ATTEMPTS = 3
 """How often a look-up starts again when a file moved into a pack under it."""
 
@@ -63,6 +61,8 @@ class _Pack:
     def __init__(self, file: ResultFile) -> None:
         self.path = file.path
         self.keys = np.frombuffer(file.rows["key"].tobytes(), f"S{KEY_BYTES}")
+        if (self.keys[1:] < self.keys[:-1]).any():
+            raise FileDamaged("The keys of a pack are not sorted", file.path)
 
     def rows(self, key: bytes) -> range:
         wanted = np.frombuffer(key, f"S{KEY_BYTES}")[0]
@@ -224,7 +224,7 @@ class Results:
         """
         for path, data in self._unindexed:
             keys = [data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES)]
-            base = len(self._paths) * MAX_ROWS_READ
+            base = len(self._paths) * MOST_ROWS
             self._paths.append(path)
             new = dict(zip(keys, range(base, base + len(keys)), strict=True))
             if len(new) == len(keys) and self._fresh.keys().isdisjoint(new):
@@ -241,7 +241,7 @@ class Results:
         first = self._indexed().get(key)
         if first is None:
             return []
-        found = [divmod(place, MAX_ROWS_READ) for place in (first, *self._more.get(key, ()))]
+        found = [divmod(place, MOST_ROWS) for place in (first, *self._more.get(key, ()))]
         return [Place(self._paths[number], index) for number, index in found]
 
     def _read_packs(self) -> None:
@@ -260,6 +260,7 @@ class Results:
         for path in sorted(paths - self._packs.keys() - self.damaged.keys()):
             try:
                 file = self._opened(path)
+                self._packs[path] = _Pack(file)
             except FileNotFoundError:
                 whole = False
                 continue
@@ -271,7 +272,6 @@ class Results:
             except FileRefused:
                 self.damaged[path] = FileDamaged("Not a pack", path)
                 continue
-            self._packs[path] = _Pack(file)
             self._forget_packed(file)
             for number, stem in enumerate(file.files):
                 if stem in self._ended:
@@ -294,11 +294,11 @@ class Results:
         kept = {
             key: first
             for key, first in self._fresh.items()
-            if first // MAX_ROWS_READ not in gone and key not in self._more
+            if first // MOST_ROWS not in gone and key not in self._more
         }
         more: dict[bytes, list[int]] = {}
         for key, rest in self._more.items():
-            left = [one for one in (self._fresh[key], *rest) if one // MAX_ROWS_READ not in gone]
+            left = [one for one in (self._fresh[key], *rest) if one // MOST_ROWS not in gone]
             if left:
                 kept[key] = left[0]
                 more[key] = left[1:]

@@ -54,6 +54,9 @@ RESULTS = np.dtype(
 in bytes.
 """
 
+MOST_ROWS = 1 << 20
+"""More than a result file has; packs may have more."""
+
 
 class Bulk(NamedTuple):
     """Consecutive rows of one task file that all returned plain values.
@@ -173,6 +176,7 @@ class ResultFile:
             or (rows["row"] >= np.array(sizes, "u2")[rows["file"]]).any()
             or not np.isin(rows["status"], list(Status)).all()
             or not np.all(times)
+            or (self._file.kind == "results" and len(rows) >= MOST_ROWS)
         ):
             raise FileDamaged("An outcome is not what fsbroker writes", self.path)
 
