@@ -95,12 +95,12 @@ def cached(executor: Executor) -> Any:
 
 def table(executor: Executor) -> Any:
     """The rows of the cache's table, by their outputs, in the talk's columns."""
-    import pandas
+    import pandas as pd
 
     with executor(cache_directory="./sums") as exe:
         for i in range(1, 4):
             exe.submit(sum, [i, i])
-    frame = pandas.DataFrame(fsbroker.get_cache_data(cache_directory="./sums"))
+    frame = pd.DataFrame(fsbroker.get_cache_data(cache_directory="./sums"))
     assert (frame["runtime"] >= 0).all()
     frame["function"] = [getattr(function, "__name__", function) for function in frame["function"]]
     shown = frame.sort_values("output")[["function", "input_args", "input_kwargs", "output"]]
