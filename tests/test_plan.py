@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 import textwrap
@@ -562,18 +563,18 @@ def test_both_files_at_once(functions):
     assert os.path.exists("graph.svg")
 
 
-def test_a_full_disk_leaves_what_was_there(functions, monkeypatch):
+def test_a_file_that_cannot_be_written_whole_leaves_what_was_there(functions):
     with open("flow.json", "w") as file:
         file.write("precious")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
     executor = ClusterExecutor(export_workflow_filename="flow.json")
-    executor.submit(functions.nothing)
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        executor.shutdown()
+    executor.submit(functions.calc_list, list(range(100_000)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            executor.shutdown()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     with open("flow.json") as file:
         assert file.read() == "precious"
     assert sorted(set(os.listdir()) - {"__pycache__"}) == ["flow.json", "flow_functions.py"]
