@@ -282,4 +282,5 @@ def test_agents_side_by_side_have_different_numbers():
         found = [
             one.result() for one in [exe.submit(number, resource_dict=wishes) for _ in range(12)]
         ]
-    assert len({pid for _, pid in found}) == len(set(found)) == 2
+    workers = set(found)
+    assert len({pid for _, pid in workers}) == len({each for each, _ in workers}) == 2
