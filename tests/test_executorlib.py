@@ -71,13 +71,24 @@ def agent_of(executor) -> psutil.Process:
 # -- listings ----------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[fsbroker.SingleNodeExecutor, api.TestClusterExecutor])
+@pytest.fixture(
+    params=[
+        fsbroker.SingleNodeExecutor,
+        pytest.param(api.TestClusterExecutor, marks=pytest.mark.long),
+    ]
+)
 def face(request):
     return request.param
 
 
-def test_the_talks_sums(face):
-    assert listings.sums(face) == [2, 4, 6, 8]
+def test_the_test_executor_keeps_its_directory(home):
+    assert listings.sums(api.TestClusterExecutor) == [2, 4, 6, 8]
+    assert (home / "executorlib_cache/spool.yaml").exists()
+
+
+@pytest.mark.parametrize("name", listings.EXPECTED)
+def test_a_listing_of_the_talk(face, name):
+    assert listings.LISTINGS[name](face) == listings.EXPECTED[name]
 
 
 @pytest.mark.mpich
@@ -91,27 +102,6 @@ def test_the_talks_mpi(face, home):
 def test_the_talks_gpus(face, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")  # pretended
     assert listings.gpus(face) == [(0, "3,5"), (1, "3,5")]
-
-
-def test_the_talks_chain(face):
-    assert listings.chain(face) == 6
-
-
-def test_the_talks_cache(face, home):
-    assert listings.cached(face) == [6, 6]
-    assert (home / "cache/spool.yaml").exists()
-
-
-def test_the_talks_table(face):
-    assert listings.table(face) == [["sum", [[i, i]], {}, 2 * i] for i in (1, 2, 3)]
-
-
-def test_the_talks_preload(face):
-    assert listings.preload(face) == 10
-
-
-def test_the_talks_streaming(face):
-    assert listings.streaming(face) == [[2, 3], [0, 1]]
 
 
 # -- parameters --------------------------------------------------------------------------

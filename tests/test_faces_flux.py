@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import cloudpickle
 import pytest
@@ -22,15 +21,6 @@ cloudpickle.register_pickle_by_value(listings)
 pytestmark = pytest.mark.flux
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-TABLE = [["sum", [[i, i]], {}, 2 * i] for i in (1, 2, 3)]
-EXPECTED: dict[str, Any] = {
-    "sums": [2, 4, 6, 8],
-    "chain": 6,
-    "cached": [6, 6],
-    "table": TABLE,
-    "preload": 10,
-    "streaming": [[2, 3], [0, 1]],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +38,7 @@ def here(flux: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 def test_the_talk_from_outside(here: Path) -> None:
     """A job for each task; pilots for the block."""
     face = fsbroker.FluxClusterExecutor
-    assert {name: listings.LISTINGS[name](face) for name in EXPECTED} == EXPECTED
+    assert {name: listings.LISTINGS[name](face) for name in listings.EXPECTED} == listings.EXPECTED
     assert [one[:3] for one in listings.mpi(face)] == [(3, 2, 0), (3, 2, 1)]
     assert (here / "executorlib_cache/spool.yaml").exists()
 
@@ -56,7 +46,7 @@ def test_the_talk_from_outside(here: Path) -> None:
 @pytest.mark.mpich
 @pytest.mark.timeout(240)
 def test_the_talk_in_an_instance(flux: Instance, here: Path) -> None:
-    names = [*EXPECTED, "mpi"]
+    names = [*listings.EXPECTED, "mpi"]
     program = [sys.executable, "-m", "tests.testbed.listings", "FluxJobExecutor", *names]
     environment = {**os.environ, **flux.environment(), "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(program, env=environment, cwd=here, text=True, capture_output=True,
@@ -64,6 +54,6 @@ def test_the_talk_in_an_instance(flux: Instance, here: Path) -> None:
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
     ranks = found.pop("mpi")
-    assert found == EXPECTED
+    assert found == listings.EXPECTED
     assert [one[:3] for one in ranks] == [[3, 2, 0], [3, 2, 1]]
     assert not list(here.glob("fsbroker-*"))

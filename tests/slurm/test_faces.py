@@ -10,7 +10,6 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import cloudpickle
 import pytest
@@ -27,15 +26,6 @@ pytestmark = pytest.mark.slurm
 
 LIMIT = 90.0
 REPOSITORY = Path(__file__).resolve().parents[2]
-TABLE = [["sum", [[i, i]], {}, 2 * i] for i in (1, 2, 3)]
-EXPECTED: dict[str, Any] = {
-    "sums": [2, 4, 6, 8],
-    "chain": 6,
-    "cached": [6, 6],
-    "table": TABLE,
-    "preload": 10,
-    "streaming": [[2, 3], [0, 1]],
-}
 
 
 @pytest.fixture(autouse=True)
@@ -54,9 +44,9 @@ FACE = fsbroker.SlurmClusterExecutor
 @pytest.mark.mpich
 def test_the_talk_from_the_login_node(here: Path, long: bool) -> None:
     """A job for each task; pilots for the block."""
-    names = EXPECTED.keys() if long else ("sums", "cached", "preload")
+    names = listings.EXPECTED.keys() if long else ("sums", "cached", "preload", "exported")
     assert {name: listings.LISTINGS[name](FACE) for name in names} == {
-        name: EXPECTED[name] for name in names
+        name: listings.EXPECTED[name] for name in names
     }
     assert [one[:3] for one in listings.mpi(FACE)] == [(3, 2, 0), (3, 2, 1)]
     assert (here / "executorlib_cache/spool.yaml").exists()
@@ -132,7 +122,7 @@ def test_a_client_in_a_job_is_killed(slurm: Cluster, here: Path) -> None:
 
 @pytest.mark.mpich
 def test_the_talk_in_a_job(slurm: Cluster, here: Path) -> None:
-    names = [*EXPECTED, "mpi"]
+    names = [*listings.EXPECTED, "mpi"]
     python = f"{sys.executable} -m tests.testbed.listings SlurmJobExecutor {' '.join(names)}"
     (here / "script").write_text(f"#!/bin/sh\ncd {here}\n{python} >results\n")
     own = {**slurm.environment(), "PYTHONPATH": str(REPOSITORY)}
@@ -143,6 +133,6 @@ def test_the_talk_in_a_job(slurm: Cluster, here: Path) -> None:
     assert (here / "results").stat().st_size, said
     found = json.loads((here / "results").read_text())
     ranks = found.pop("mpi")
-    assert found == EXPECTED
+    assert found == listings.EXPECTED
     assert [one[:3] for one in ranks] == [[3, 2, 0], [3, 2, 1]]
     assert not list(here.glob("fsbroker-*"))  # the private spool that both nodes saw

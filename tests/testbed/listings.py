@@ -159,8 +159,78 @@ def streaming(executor: Executor) -> Any:
     return found
 
 
+def drawn(executor: Executor) -> Any:
+    """Whether the drawing has the functions and what goes in; nothing runs."""
+    with executor(plot_dependency_graph=True, plot_dependency_graph_filename="graph.svg") as exe:
+        future = 0
+        for i in range(1, 4):
+            future = exe.submit(calc_add, i, future)
+    with open("graph.svg") as file:
+        text = file.read()
+    return [text.count(">calc_add<"), text.count(">a<"), text.count(">b<")]
+
+
+def exported(executor: Executor) -> Any:
+    """The nodes, by type and value, and the edges, by what they lead from and to."""
+    with executor(export_workflow_filename="flow.json") as exe:
+        future = 0
+        for i in range(1, 4):
+            future = exe.submit(calc_add, i, future)
+    with open("flow.json") as file:
+        flow = json.load(file)
+    named = {one["id"]: str(one.get("value", one["type"])) for one in flow["nodes"]}
+    named = {key: name.rpartition(".")[2] for key, name in named.items()}
+    edges = [(named[one["source"]], named[one["target"]]) for one in flow["edges"]]
+    return [sorted(named.values()), sorted(map(list, edges))]
+
+
+INNER = {"FluxClusterExecutor": "FluxJobExecutor", "SlurmClusterExecutor": "SlurmJobExecutor"}
+
+
+def calc_nested(face):
+    import fsbroker
+
+    with getattr(fsbroker, face)() as exe:
+        fs = exe.submit(sum, [1, 1])
+        return fs.result()
+
+
+def nested(executor: Executor) -> Any:
+    """In Flux, in an instance of its own; elsewhere on the cores of the task."""
+    name = executor.__name__
+    nesting = {"flux_executor_nesting": True} if name == "FluxJobExecutor" else {}
+    with executor(**nesting) as exe:
+        future = exe.submit(calc_nested, INNER.get(name, name))
+        return future.result()
+
+
+CHAIN = [
+    ["0", "1", "2", "3", "calc_add", "calc_add", "calc_add", "output"],
+    [
+        *([str(i), "calc_add"] for i in range(4)),
+        *(["calc_add", "calc_add"] for _ in range(2)),
+        ["calc_add", "output"],
+    ],
+]
+EXPECTED: dict[str, Any] = {
+    "sums": [2, 4, 6, 8],
+    "chain": 6,
+    "cached": [6, 6],
+    "table": [["sum", [[i, i]], {}, 2 * i] for i in (1, 2, 3)],
+    "preload": 10,
+    "streaming": [[2, 3], [0, 1]],
+    "exported": CHAIN,
+    "drawn": [3, 3, 3],
+    "nested": 2,
+}
+"""What they give; `mpi` and `gpus` tell of the machine, too."""
+
 LISTINGS = {
-    one.__name__: one for one in (sums, mpi, gpus, chain, cached, table, preload, streaming)
+    one.__name__: one
+    for one in (
+        *(sums, mpi, gpus, chain, cached, table, preload, streaming),
+        *(drawn, exported, nested),
+    )
 }
 
 
