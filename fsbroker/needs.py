@@ -47,6 +47,12 @@ class Shape(NamedTuple):
         rest = f"m{self.memory}n{self.nodes}x{self.exclusive}"
         return f"{ranks}{rest}q{self.queue}" if self.queue else ranks + rest
 
+    def dealt(self) -> Shape:
+        """What is dealt out to nodes: ranks; or each core, of a single rank over several nodes."""
+        if self.nodes <= self.cores:
+            return self
+        return self._replace(cores=self.threads, threads=1)
+
 
 _SHAPE = re.compile(r"c(\d+)t(\d+)g(\d+)m(\d+)n(\d+)x(\d+)(?:q([0-9a-f]{8}))?")
 
@@ -70,7 +76,8 @@ class Resources:
         threads_per_core: threads per rank (``OMP_NUM_THREADS``).
         gpus_per_core: GPUs per rank.
         memory_max: GB for the whole task.
-        num_nodes: nodes to spread the ranks over.
+        num_nodes: nodes to spread the ranks over; of a single rank, the cores of the programs
+            that it starts (``threads_per_core``).
         exclusive: nothing else runs on these nodes.
         run_time_max: seconds; a task that takes longer is killed and fails.
         priority: 0 to 9999, the higher the sooner. Below 5000 the task's own queue job asks for
@@ -133,12 +140,17 @@ class Resources:
         """Refuse what is wrong only together.
 
         Raises:
-            ResourceError: more nodes than ranks.
+            ResourceError: more nodes than ranks, or than cores of the only rank.
         """
-        if (self.num_nodes or 0) > self.cores:
-            where = f"num_nodes={self.num_nodes} with cores={self.cores}"
+        nodes, alone = self.num_nodes or 0, self.cores == 1
+        if nodes > (self.threads_per_core if alone else self.cores):
+            where = f"num_nodes={nodes} with cores={self.cores}"
             cure = "Each node needs a rank: ask for as many cores, or for fewer nodes"
             raise ResourceError("A task wants more nodes than it has ranks", where, cure)
+        if nodes > 1 and alone and self.gpus_per_core:
+            where = f"num_nodes={nodes} with gpus_per_core={self.gpus_per_core}"
+            cure = "Ask for as many cores as nodes: GPUs go with ranks"
+            raise ResourceError("One rank has the GPUs of one node", where, cure)
 
 
 QUEUE_KEYS = (

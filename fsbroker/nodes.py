@@ -34,6 +34,12 @@ def slot_in(variables: Mapping[str, str]) -> dict[str, Any] | None:
     return dict(json.loads(variables[SLOT])) if SLOT in variables else None
 
 
+def cores_of(slot: Mapping[str, Any]) -> int:
+    """How many cores a process of a task has on its own node."""
+    nodes = len(slot["nodes"]) if slot["ranks"] == 1 else 1
+    return int(slot["threads"]) // max(1, nodes) or 1
+
+
 class Node(NamedTuple):
     """What an agent may use of one node.
 

@@ -118,7 +118,7 @@ def _launcher(slot: Mapping[str, Any]) -> Sequence[str]:
     raise ResourceError(
         "In Flux the ranks of a task hold their cores, so no program can be started on them",
         f"{slot['ranks']} ranks on {len(slot['nodes'])} nodes",
-        "Have ranks on one node only, or one rank with threads_per_core.",
+        "Have ranks on one node only, or one rank with threads_per_core (and num_nodes).",
     )
 
 

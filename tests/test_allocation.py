@@ -275,6 +275,17 @@ class TestSlots:
         assert not slots.could_fit(Shape(4, nodes=4))
         assert not slots.could_fit(Shape(2, nodes=3))  # each node has a rank
 
+    def test_one_rank_has_cores_of_several_nodes(self) -> None:
+        slots = Slots(THREE)
+        slot = slots.take(Shape(1, 4, nodes=2))
+        assert slot is not None
+        assert slot.shape == Shape(1, 4, nodes=2)
+        assert [(share.node, len(share.cores)) for share in slot.shares] == [(0, 2), (2, 2)]
+        assert slots.room(Shape(1, 4, nodes=2)) == 1
+        assert not slots.could_fit(Shape(1, 7, nodes=3))
+        slots.give_back(slot)
+        assert slots.room(Shape(1)) == slots.cores
+
     def test_exclusive_takes_whole_nodes(self) -> None:
         slots = Slots(THREE)
         small = slots.take(Shape(1))

@@ -144,8 +144,12 @@ def test_the_call_wins_over_the_executor(tmp_path):
 
 def test_more_nodes_than_ranks_are_refused(tmp_path):
     with ClusterExecutor(tmp_path / "s", backend="none") as executor:
-        with pytest.raises(ResourceError, match="num_nodes=3 with cores=2"):
-            executor.submit(pow, 2, 3, resource_dict={"num_nodes": 3, "cores": 2})
+        for alone in ({"cores": 2}, {"threads_per_core": 2}):
+            with pytest.raises(ResourceError, match="num_nodes=3 with cores="):
+                executor.submit(pow, 2, 3, resource_dict={"num_nodes": 3, **alone})
+        wishes = {"num_nodes": 2, "threads_per_core": 2, "gpus_per_core": 1}
+        with pytest.raises(ResourceError, match="num_nodes=2 with gpus_per_core=1"):
+            executor.submit(pow, 2, 3, resource_dict=wishes)
         assert nothing_was_submitted(executor)
 
 

@@ -361,7 +361,7 @@ class Crew:
             from fsbroker.agent.mpi import MpiWorker
 
             return MpiWorker(settings, ranks)
-        if not settings.elsewhere and not settings.nested:
+        if settings.nodes[:1] in ((), (settings.node,)) and not settings.nested:
             return SerialWorker(settings)
         from fsbroker.agent.relay import NestedWorker, RemoteWorker
 
@@ -373,7 +373,7 @@ class Crew:
         """The relay on a worker's node, started if there is none that lives."""
         from fsbroker.agent.relay import Relay
 
-        (node,) = settings.nodes
+        node = settings.nodes[0]
         relay = self._relays.get(node)
         if relay is None or not relay.alive:
             if relay is not None:

@@ -196,7 +196,7 @@ class Agent:
 
     def _settings(self, slot: Slot) -> Settings:
         files, area, durable = self._spool
-        nested = self._plan.nested and slot.shape.cores == 1
+        nested = self._plan.nested and slot.shape.cores == len(slot.nodes) == 1
         return Settings(
             spool=files.root,
             area=area.path,

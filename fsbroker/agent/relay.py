@@ -93,7 +93,7 @@ class Relay:
     """
 
     def __init__(self, settings: Settings) -> None:
-        (self.node,) = settings.nodes
+        self.node = settings.nodes[0]
         self.alive = True
         self._poll = select.epoll()
         self._door: Door | None = Door("", self.node)
@@ -236,7 +236,8 @@ class NestedWorker(RemoteWorker):
 
 def _launcher(settings: Settings) -> list[str]:
     """What starts a relay."""
-    where = Launch(1, settings.threads, settings.nodes, brokers=settings.brokers)
+    first, broker = settings.nodes[:1], settings.brokers[:1]
+    where = Launch(1, settings.threads, first, brokers=broker)
     if settings.nested:
         return fill(NESTED, replace(where, gpus=len(settings.gpus)))
     # With all GPUs that the job has there: which of them a worker sees, it is told.

@@ -106,11 +106,11 @@ class Slots:
 
     def could_fit(self, shape: Shape) -> bool:
         """It fits when nothing else runs."""
-        return self._place(shape, self._empty) is not None
+        return self._place(shape.dealt(), self._empty) is not None
 
     def room(self, shape: Shape, idle: Iterable[Slot] = ()) -> int:
         """How many tasks of this shape fit at once, if these slots were given back first."""
-        free = list(self._free)
+        shape, free = shape.dealt(), list(self._free)
         for share in (share for slot in idle for share in slot.shares):
             free[share.node] = free[share.node].plus(_held(share))
         if shape.nodes == 0 and not shape.exclusive and self._fits_one_node(shape):
@@ -124,10 +124,11 @@ class Slots:
 
     def take(self, shape: Shape) -> Slot | None:
         """Resources for a worker of this shape, if they are free now."""
-        placement = self._place(shape, self._free)
+        dealt = shape.dealt()
+        placement = self._place(dealt, self._free)
         if placement is None:
             return None
-        shares = tuple(self._take(shape, number, ranks) for number, ranks in placement)
+        shares = tuple(self._take(dealt, number, ranks) for number, ranks in placement)
         nodes = [self._nodes[share.node] for share in shares]
         names = tuple(node.name for node in nodes if node.name)
         brokers = tuple(node.broker for node in nodes if node.broker is not None)

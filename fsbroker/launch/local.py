@@ -22,7 +22,7 @@ from fsbroker.config import Config
 from fsbroker.errors import SpoolError
 from fsbroker.launch.settings import mpi_options
 from fsbroker.needs import Allowance, Capacity, Shape, parse_shape
-from fsbroker.nodes import own_slot
+from fsbroker.nodes import cores_of, own_slot
 from fsbroker.spool import presence
 from fsbroker.spool.files import explain
 from fsbroker.spool.layout import Presence
@@ -273,7 +273,7 @@ def _place() -> str:
 def available_cores() -> int:
     """Cores that this process may use: of this machine, or of its task."""
     slot = own_slot()
-    return len(os.sched_getaffinity(0)) if slot is None else int(slot["threads"])
+    return len(os.sched_getaffinity(0)) if slot is None else cores_of(slot)
 
 
 def physical_memory() -> int:

@@ -318,7 +318,7 @@ class QueueLauncher:
         """What is asked of the scheduler for a job."""
         config = self._config.in_partition(one.queue.get("partition"))
         relative = self._spool.area.job_directory(job.number)
-        shape, pilot = one.shape, not one.row
+        shape, pilot = one.shape.dealt(), not one.row
         name = f"fsb-{config.project}"[: 14 - len(str(job.number))]
         return Request(
             name=f"{name}-{job.number}",

@@ -16,7 +16,7 @@ from fsbroker.config import Config, Partition
 from fsbroker.environment import versions
 from fsbroker.errors import ResourceError
 from fsbroker.launch.scheduler import Scheduler
-from fsbroker.nodes import own_slot
+from fsbroker.nodes import cores_of, own_slot
 from fsbroker.spool.jobs import VERSIONS
 
 NESTED = "nested"
@@ -69,10 +69,16 @@ def in_task(config: Config) -> Config:
         spool = f"{spool}/{NESTED}"
     if slot["nested"] and config.backend == "allocation":
         return replace(config, spool=spool)
-    cores = min(config.max_workers or slot["threads"], slot["threads"])
+    cores = min(config.max_workers or cores_of(slot), cores_of(slot))
     patience = min(config.idle_timeout, IDLE_IN_TASK)
-    own = {"max_workers": cores, "agents": 1, "idle_timeout": patience}
-    return replace(config, spool=spool, backend="local", **own)
+    return replace(
+        config,
+        spool=spool,
+        backend="local",
+        max_workers=cores,
+        agents=1,
+        idle_timeout=patience,
+    )
 
 
 def scheduler_of(config: Config) -> Scheduler:

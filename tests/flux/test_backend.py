@@ -188,6 +188,14 @@ def test_a_program_of_one_rank(site: Site, compiled: Any) -> None:
 
 
 @pytest.mark.mpich
+def test_a_program_on_two_nodes_from_one_rank(site: Site, compiled: Any) -> None:
+    client = site.client(**EACH)
+    wishes = {"threads_per_core": 4, "num_nodes": 2}
+    told = client.submit(program, [str(compiled("mpich"))], resource_dict=wishes).result(LIMIT)
+    assert [line[:2] for line in told] == [[str(rank), "4"] for rank in range(4)]
+
+
+@pytest.mark.mpich
 def test_a_program_of_several_ranks(site: Site, compiled: Any) -> None:
     """The ranks hold their cores in Flux: what they start must not wait for these."""
     client = site.client(**{**PILOTS, "max_workers": 4, "max_jobs": 1, "nodes_per_job": 2})

@@ -23,6 +23,7 @@ from fsbroker.launch import queue
 from fsbroker.spool import presence
 from fsbroker.spool.jobs import JobLog, QueueJob
 from fsbroker.spool.spool import Spool, open_spool
+from tests.test_programs import compiled as compiled  # noqa: PLC0414 - a fixture
 from tests.testbed.slurm import Cluster
 
 # pytest rewrites this module, and workers would import it as it stands.
@@ -238,6 +239,37 @@ def test_mpi_over_two_nodes(site: Site, way: dict[str, Any]) -> None:
     found = client.submit(ranks, resource_dict={"cores": 2, "num_nodes": 2}).result(LIMIT)
     assert [(rank, size) for _, rank, size in found] == [(0, 2), (1, 2)]
     assert len({host for host, *_ in found}) == 2
+
+
+ONE_RANK = {"threads_per_core": 4, "num_nodes": 2}
+
+
+def lines_of(program: fsbroker.Future) -> list[list[str]]:
+    return [line.split() for line in sorted(program.result(LIMIT).stdout.splitlines())]
+
+
+@pytest.mark.mpich
+def test_a_program_on_two_nodes_from_one_rank(site: Site, compiled: Callable[[str], str]) -> None:
+    argv = [compiled("mpich")]
+    client = site.client(**EACH)
+    told = lines_of(client.submit(fsbroker.run, argv, mpi=True, resource_dict=ONE_RANK))
+    assert [line[:2] for line in told] == [[str(rank), "4"] for rank in range(4)]
+    assert sorted(Counter(line[2] for line in told).values()) == [2, 2]
+
+
+@pytest.mark.mpich
+def test_a_program_on_two_nodes_that_are_not_the_agents(
+    site: Site, compiled: Callable[[str], str]
+) -> None:
+    argv, go = [compiled("mpich")], site.directory / "go"
+    client = site.client(**{**PILOTS, "max_workers": 6, "max_jobs": 1, "nodes_per_job": 3})
+    first = client.submit(after_file, str(go), 1, resource_dict={"threads_per_core": 2})
+    site.cluster.wait_for(first.running, LIMIT)  # on the first of its nodes, and all of it
+    told = lines_of(client.submit(fsbroker.run, argv, mpi=True, resource_dict=ONE_RANK))
+    assert [line[:2] for line in told] == [[str(rank), "4"] for rank in range(4)]
+    assert sorted(Counter(line[2] for line in told).items()) == [("n2", 2), ("n3", 2)]
+    go.touch()
+    assert first.result(LIMIT) == 1
 
 
 def test_local_agents_and_queue_jobs_share_the_work(site: Site) -> None:
