@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import types
+from collections.abc import Callable
 from pathlib import Path
 
 import cloudpickle
@@ -162,7 +163,7 @@ class FutureItem:
 
 
 @pytest.fixture
-def peer(tmp_path, monkeypatch):
+def write(tmp_path, monkeypatch) -> Callable[..., Path]:
     """Writes files as executorlib does, in `tmp_path / "cache"`."""
     module = types.ModuleType("executorlib.task_scheduler.file.shared")
     module.FutureItem = FutureItem
@@ -187,6 +188,12 @@ def peer(tmp_path, monkeypatch):
                 file.create_dataset(key, data=data, compression="gzip")
         return path
 
+    return write
+
+
+@pytest.fixture
+def peer(write, tmp_path) -> Path:
+    """A cache of executorlib."""
     write("sum" + 32 * "a", sum, [[2, 2]], output=4, resource_dict={"cores": 1})
     pair = write("below/divmod" + 32 * "b", divmod, (7, 2), output=(3, 1))
     item = FutureItem(f"/gone/{pair.name}", 0)
@@ -294,6 +301,33 @@ def test_import_of_a_failed_call(peer, spool):
         assert isinstance(failed.exception(PATIENCE), TypeError)
     command("import-cache", peer, "--spool", spool)
     assert get_future_from_cache(spool, "mine").result(PATIENCE) == 3
+
+
+def test_agents_do_not_run_what_is_imported(peer, write, spool, tmp_path):
+    """Though one is there, and would take the task as soon as it sees it."""
+    for number in range(20):
+        write(f"mkdir{number:032}", os.mkdir, [str(tmp_path / f"made{number}")], output=None)
+    with ClusterExecutor(spool, max_workers=2) as exe:
+        assert exe.submit(add, 1, 1).result(PATIENCE) == 2
+        assert "was there already" not in command("import-cache", peer, "--spool", spool).stdout
+        calls = [exe.submit(os.mkdir, str(tmp_path / f"made{number}")) for number in range(20)]
+        assert [call.result(PATIENCE) for call in calls] == [None] * 20
+    assert list(tmp_path.glob("made*")) == []
+
+
+def test_an_import_that_is_killed(peer, spool):
+    """What it had published without values is run, not waited for."""
+    script = """
+        import os, sys
+        from fsbroker.agent.session import AgentSession
+        from fsbroker.cli import main
+        AgentSession.publish = lambda *_: os._exit(9)
+        main(["import-cache", *sys.argv[1:]])
+    """
+    words = [sys.executable, "-c", textwrap.dedent(script), peer, "--spool", spool]
+    assert subprocess.run(words, timeout=60, check=False).returncode == 9
+    with ClusterExecutor(spool, max_workers=1) as exe:
+        assert exe.submit(sum, [2, 2]).result(PATIENCE) == 4
 
 
 def test_somebody_elses_file_is_not_unpickled(peer, spool, monkeypatch):
