@@ -333,7 +333,8 @@ _MALFORMED = (ValueError, TypeError, LookupError, RecursionError, OverflowError,
 
 def _damaged(error: Exception) -> FileDamaged:
     return FileDamaged(
-        f"A stored value cannot be read ({type(error).__name__}: {str(error)[:200]})",
+        # Not what the error says: it quotes the value, and this may be somebody else's log.
+        f"A stored value cannot be read ({type(error).__name__})",
         cure="If the file's checksum is right, a newer fsbroker may have written it.",
     )
 

@@ -229,7 +229,10 @@ def run(
 def _wait_for(command: list[str], directory: str, text: bytes, paths: Sequence[str]) -> int:
     import subprocess
 
-    with open(paths[0], "ab") as out, open(paths[1], "ab") as err:
+    from fsbroker.agent import capture
+
+    first, second = map(capture.open_file, paths)
+    with open(first, "ab") as out, open(second, "ab") as err:
         return subprocess.run(
             command, cwd=directory, input=text, stdout=out, stderr=err, check=False
         ).returncode

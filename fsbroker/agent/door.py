@@ -60,6 +60,7 @@ class Door:
         self.address: Address = path
         if node is None:
             self._listener = socket.socket(socket.AF_UNIX)
+            os.fchmod(self._listener.fileno(), 0o600)  # Linux gives the name this mode
             self._listener.bind(path)
         else:
             family, own = _own_address(node)

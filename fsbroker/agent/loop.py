@@ -848,9 +848,14 @@ def _doubles(data: bytes) -> array[float]:
     return array("d", data)
 
 
+def _private(path: str, flags: int) -> int:
+    """For the user alone, whatever the umask: there are arguments in it."""
+    return os.open(path, flags, 0o600)
+
+
 def _append_error(path: str, tasks: TaskFile, row: int, error: dict[str, str]) -> None:
     """What ``error_log_file`` asks for; trouble with that file is not the task's."""
-    with suppress(OSError, FileDamaged), open(path, "a") as file:
+    with suppress(OSError, FileDamaged), open(path, "a", opener=_private) as file:
         encoding, data, _ = tasks.arguments(row)
         shown = data.decode() if encoding == Encoding.PLAIN else f"a pickle of {len(data)} bytes"
         heading = f"{tasks.function_name(row)}: {error['type']}: {error['message']}"

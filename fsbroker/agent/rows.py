@@ -536,7 +536,7 @@ class Arrays:
             from fsbroker.spool import blobs
 
             files, area = self._place()
-            arrays = tuple(blobs.read_array(files, area, item) for item in value.arrays)
+            arrays = tuple(blobs.read_arrays(files, area, value.arrays))
         return Payload(Encoding(value.encoding), value.data, arrays)
 
     def _place(self) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fsbroker import errors, pickling, plain
 from fsbroker.errors import (
@@ -22,15 +22,12 @@ from fsbroker.errors import (
     TaskCancelled,
     TaskError,
 )
-from fsbroker.spool.blobs import read_array, size_of
+from fsbroker.spool.blobs import read_arrays, size_of
 from fsbroker.spool.index import Results
 from fsbroker.spool.live import LiveFiles
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
-from fsbroker.task import ArrayRef, Encoding, Status, Value
-
-if TYPE_CHECKING:
-    import numpy as np
+from fsbroker.task import Encoding, Status, Value
 
 MANY = 16
 """From so many rows on, all values of a file are parsed in one go."""
@@ -85,12 +82,9 @@ class Reader:
 
     def payload(self, value: Value) -> tuple[int, bytes, list[Any]]:
         """A stored value, with its arrays read: what `pickling.decode` takes."""
-        arrays = [self._array(ref) for ref in value.arrays]
-        return value.encoding, value.data, arrays
-
-    def _array(self, ref: ArrayRef) -> np.ndarray:
         try:
-            return read_array(self._files, self._area, ref)
+            arrays = read_arrays(self._files, self._area, value.arrays)
+            return value.encoding, value.data, arrays
         except (FileNotFoundError, FileDamaged) as error:
             raise _lost(error) from error
 

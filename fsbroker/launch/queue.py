@@ -303,6 +303,9 @@ class QueueLauncher:
         relative = self._spool.area.job_directory(job.number)
         self._spool.files.mkdir(relative.rpartition("/")[0])
         self._spool.files.mkdir(relative)
+        for name in (self._spool.area.job_script, self._spool.area.job_output):
+            # Who writes them keeps the mode that they have, and would else go by the umask.
+            self._spool.files.write_new(name(job.number), [], sync=False)
         try:
             self.log.submitted(job, self._scheduler.submit(self._request(job, one)))
         except (ResourceError, MissingProgram) as error:

@@ -8,11 +8,12 @@ that refers to it; one that nothing refers to is left over from a crash and foun
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from fsbroker.errors import FileDamaged, FileRefused
-from fsbroker.spool.container import Container, image
+from fsbroker.spool.container import LARGEST_READ, Container, image
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area
 from fsbroker.spool.publish import publish
@@ -57,6 +58,18 @@ def _digest(content: np.ndarray, order: str) -> str:
     digest = blake2b(f"{content.dtype.str} {content.shape} {order}".encode(), digest_size=20)
     digest.update(memoryview(content).cast("B"))
     return digest.hexdigest()
+
+
+def read_arrays(files: Files, area: Area, refs: Sequence[ArrayRef]) -> list[np.ndarray]:
+    """All arrays of one value.
+
+    Raises:
+        FileRefused: together they do not fit in memory here (a small file can name one many times).
+    """
+    total = sum(map(size_of, refs))
+    if total > LARGEST_READ:
+        raise FileRefused(f"Its arrays are {total} bytes, more than fit in memory", area.blobs)
+    return [read_array(files, area, ref) for ref in refs]
 
 
 def read_array(files: Files, area: Area, ref: ArrayRef) -> np.ndarray:

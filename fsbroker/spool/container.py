@@ -136,7 +136,7 @@ class Container:
         self.sections = self._sections(header["sections"])
         if kinds and self.kind not in kinds:
             self._file.close()
-            raise FileRefused(f"A file of kind {self.kind!r}, not {' or '.join(kinds)}", path)
+            raise FileRefused(f"A file of kind {self.kind[:40]!r}, not {' or '.join(kinds)}", path)
 
     def _header(self) -> dict[str, Any]:
         start = self._file.read(0, FIRST_READ)

@@ -267,6 +267,10 @@ class Area:
         """Where the script and the output of a queue job lie."""
         return f"{self.logs}/jobs/{number:08d}"
 
+    def job_script(self, number: int) -> str:
+        """By the name that pysqa gives it."""
+        return f"{self.job_directory(number)}/run_queue.sh"
+
     def job_output(self, number: int) -> str:
         """What a queue job wrote; job templates call it ``{{directory}}/output``."""
         return f"{self.job_directory(number)}/output"

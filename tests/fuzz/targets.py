@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -15,7 +16,7 @@ from typing import NamedTuple
 
 from fsbroker import pickling, plain
 from fsbroker.errors import FsbrokerError, SpoolError
-from fsbroker.spool import archive, packs, presence
+from fsbroker.spool import archive, fsck, gc, packs, presence
 from fsbroker.spool import spool as spools
 from fsbroker.spool.blobs import read_array
 from fsbroker.spool.census import Census, fold_of
@@ -32,6 +33,7 @@ from fsbroker.task import ArrayRef, Encoding, Value
 from tests.faults.parts import key_of
 from tests.fuzz import corpus
 
+SELDOM = 16
 MOST = 8
 """Rows that are read of each file."""
 
@@ -73,10 +75,12 @@ class Place:
     def targets(self) -> dict[str, Target]:
         return {
             "tasks": Target(
-                [*corpus.task_files(), *corpus.bundles()], _both(self.tasks, self.archive)
+                [*corpus.task_files(), *corpus.bundles()],
+                _both(self.tasks, self.archive, self.surveys),
             ),
             "results": Target(
-                [*corpus.result_files(), *self.pack_seeds()], _both(self.results, self.packs)
+                [*corpus.result_files(), *self.pack_seeds()],
+                _both(self.results, self.packs, self.surveys),
             ),
             "log": Target(corpus.logs(), self.log),
             "plain": Target(corpus.values(), values),
@@ -113,7 +117,7 @@ class Place:
             file.function_digest,
             file.dependencies,
             lambda row: self._value(file.arguments(row), call=True),
-            lambda row: file.simple[row] and plain.decode(file.plain_text(0, row + 1)),
+            lambda row: file.simple[row] and _of_a_worker(file.plain_text(0, row + 1)),
         ]
         for row in rows:
             _each((read, row) for read in wanted)
@@ -214,6 +218,17 @@ class Place:
         with _named(path):
             archive.rewrite(self.files, self.area, path, lambda _: False)
 
+    # -- those who look at everything ----------------------------------------------------
+
+    def surveys(self, data: bytes) -> None:
+        """What the readers before have left in the spool; seldom, for it is slow."""
+        if zlib.crc32(data) % SELDOM:
+            return
+        with _named(self.area.path):
+            fsck.survey(self.files, self.area)
+        with _named(self.area.path):
+            gc.survey(self.files, self.area, gc.Wishes(results=True))
+
     # -- logs ----------------------------------------------------------------------------
 
     def log(self, data: bytes) -> None:
@@ -287,6 +302,11 @@ def values(data: bytes) -> None:
         with suppress(SpoolError):
             found = decode(data, (corpus.ARRAY,), (1, 2))
             plain.encode(found)
+
+
+def _of_a_worker(text: bytes) -> None:
+    with suppress(SpoolError):  # it names the task
+        plain.decode(text)
 
 
 def _call(data: bytes, arrays, values) -> object:
