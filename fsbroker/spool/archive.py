@@ -67,7 +67,7 @@ def opened(files: Files, path: str) -> Iterator[tuple[str, OpenFile]]:
         for name, section in bundle.sections.items():
             inner = name.removeprefix(SECTION)
             if parse_stem(inner):
-                yield inner, Window(file, f"{path}:{inner}", section.offset, section.length)
+                yield inner, Window(file, f"{path}:{inner}", section.offset, bundle.length(name))
 
 
 def listing(files: Files, area: Area) -> list[str]:
