@@ -107,11 +107,33 @@ def _unpickled(path: str) -> dict[str, Any]:
 
     try:
         with h5py.File(path, "r") as file:
-            stored = {name: file[name][()].tobytes() for name in file}
+            stored = {name: _bytes_of(file, name, os.path.getsize(path)) for name in file}
         return {name: _Unpickler(io.BytesIO(data)).load() for name, data in stored.items()}
     except Exception as error:  # unpickling runs the user's code: anything
         reason = f"{type(error).__name__}: {error}"
         raise FileDamaged(f"Cannot be read ({reason})", path) from error
+
+
+def _bytes_of(file: Any, name: str, most: int) -> bytes:
+    """What stands in a dataset: in this file itself, and no larger than it.
+
+    HDF5 follows links and external storage into whatever the reader may read, and makes
+    gigabytes of a small compressed dataset.
+    """
+    import h5py
+
+    link = file.get(name, getlink=True)
+    dataset = file[name] if isinstance(link, h5py.HardLink) else None
+    if (
+        not isinstance(dataset, h5py.Dataset)
+        or dataset.external
+        or dataset.is_virtual
+        or dataset.dtype.kind == "O"
+        or dataset.nbytes > most
+    ):
+        raise ValueError(f"{name[:40]!r} is not what executorlib stores")
+    content: bytes = dataset[()].tobytes()
+    return content
 
 
 class _Unpickler(pickle.Unpickler):

@@ -6,6 +6,7 @@ container's own table of contents, with checksums, and has HDF5 parse nothing.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import secrets
@@ -75,13 +76,14 @@ def stored_array(files: Files, about: Mapping[str, Any]) -> np.ndarray:
         raise FileDamaged("An array has no file and name", str(about)[:200])
     if not (isinstance(dtype, str) and _DTYPE.fullmatch(dtype) and _is_shape(shape)):
         raise FileDamaged("An array has no dtype and shape", f"{file}, {name}")
-    found = np.empty(shape, np.dtype(dtype))  # type: ignore[arg-type]
-    if found.size:
-        with Container(files, file, KIND) as container:
-            section = container.sections.get(name)
-            if section is None or section.length != found.nbytes:
-                raise FileDamaged("An array is not there as described", f"{file}, {name}")
-            container.fill(name, memoryview(found).cast("B"))
+    size = np.dtype(dtype).itemsize * math.prod(shape)  # type: ignore[arg-type]
+    if not size:
+        return np.empty(shape, np.dtype(dtype))  # type: ignore[arg-type]
+    with Container(files, file, KIND) as container:
+        if container.length(name) != size:
+            raise FileDamaged("An array is not there as described", f"{file}, {name}")
+        found = np.empty(shape, np.dtype(dtype))  # type: ignore[arg-type]
+        container.fill(name, memoryview(found).cast("B"))
     return found
 
 

@@ -23,9 +23,10 @@ from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew, KeyConflict
 from fsbroker.keys import UNKNOWN
 from fsbroker.report.arrays import stored_array
 from fsbroker.report.crate import FORMAT, METADATA, PICKLES, TASKS, digest_of
-from fsbroker.spool import streams
+from fsbroker.spool import forms, streams
 from fsbroker.spool.blobs import store
-from fsbroker.spool.files import Files
+from fsbroker.spool.container import LARGEST_READ
+from fsbroker.spool.files import Files, OpenFile
 from fsbroker.spool.index import Results
 from fsbroker.spool.layout import MAX_ROWS, Stem
 from fsbroker.spool.spool import Spool
@@ -83,16 +84,15 @@ class Crate:
             raise FileRefused("Not an exported crate: it has no " + METADATA, self.path)
         content = self._json(METADATA)
         graph = content.get("@graph") if isinstance(content, dict) else None
-        entities = [one for one in graph if isinstance(one, dict)] if graph else []
-        found = {
-            one.get("@id"): one.get("sha256") for one in entities if one.get("@type") == "File"
-        }
+        entities = [one for one in graph if isinstance(one, dict)] if type(graph) is list else []
+        listed = [one for one in entities if one.get("@type") == "File"]
+        found = {str(one.get("@id")): str(one.get("sha256")) for one in listed}
         if TASKS not in found:
             raise FileRefused("An RO-Crate, but not one of fsbroker", self.path)
-        wrong = [name for name in found if not isinstance(name, str) or not _is_inside(name)]
+        wrong = [name for name in found if not _is_inside(name)]
         if wrong:
             raise FileRefused(f"The crate names files outside of it: {wrong[0]!r}", self.path)
-        return {str(name): str(digest) for name, digest in found.items()}
+        return found
 
     def _require_whole(self, listed: Mapping[str, str]) -> None:
         for name, digest in listed.items():
@@ -110,7 +110,7 @@ class Crate:
     def _json(self, name: str) -> Any:
         try:
             with self._files.open(name) as file:
-                return json.loads(file.read(0, file.size))
+                return json.loads(_content(file))
         except (ValueError, RecursionError) as error:
             raise FileDamaged(f"No JSON ({error})", self._at(name), CURE) from error
 
@@ -122,7 +122,7 @@ class Crate:
     def _checked(self, task: Any) -> dict[str, Any]:
         try:
             self._check(task)
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
             if isinstance(error, FileDamaged):
                 raise
             key = str(task.get("key") if isinstance(task, dict) else "?")[:40]
@@ -138,10 +138,10 @@ class Crate:
         for name, most in _RANGES.items():
             if type(task[name]) is not int or not 0 <= task[name] <= most:
                 raise ValueError(f"{name} is {task[name]!r}")
-        if type(task["peak_memory"]) is not int or task["peak_memory"] < 0:
+        if not forms.natural(task["peak_memory"]):
             raise ValueError("peak_memory is no number of bytes")
         for name in _TIMES:
-            if type(task[name]) not in (int, float):
+            if not forms.number(task[name]):
                 raise ValueError(f"{name} is no time")
         if not isinstance(task["agent"], dict):
             raise TypeError("agent is no description")
@@ -161,10 +161,16 @@ class Crate:
             if stored["file"] != f"{PICKLES}/{task['key']}.value":
                 raise ValueError("the pickle's name is not that of its task")
             with self._files.open(stored["file"]) as file:
-                return encoding, file.read(0, file.size), arrays
+                return encoding, _content(file), arrays
         data = plain.to_text(stored["data"]).encode("ascii")
         plain.decode(data, arrays)
         return encoding, data, arrays
+
+
+def _content(file: OpenFile) -> bytes:
+    if file.size > LARGEST_READ:
+        raise FileRefused(f"Its {file.size} bytes do not fit in memory here", file.path)
+    return file.read(0, file.size)
 
 
 def _is_inside(name: str) -> bool:

@@ -74,7 +74,7 @@ class Definition:
 
     def _checked_node(self, node: Any) -> dict[str, Any]:
         kind = node.get("type") if isinstance(node, dict) else None
-        if kind not in KINDS or type(node.get("id")) is not int:
+        if type(kind) is not str or kind not in KINDS or type(node.get("id")) is not int:
             raise self._wrong(f"a node is none of {', '.join(KINDS)} with an id: {_short(node)}")
         for name in KINDS[kind]:
             if type(node.get(name)) is not str:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
 
 import numpy as np
 
 from fsbroker import plain
+from fsbroker.cli.choice import tagged_or_found
+from fsbroker.client.history import History
+from fsbroker.report.crate import export
+from fsbroker.report.metadata import About
 from fsbroker.spool import streams, taskfile
 from fsbroker.spool.container import Image, image
 from fsbroker.spool.layout import Stem
@@ -15,6 +20,7 @@ from fsbroker.spool.presence import describe
 from fsbroker.spool.taskfile import Arguments, FunctionEntry, Limits, TaskRow
 from fsbroker.task import ArrayRef, Blob, Dependency, Encoding, Status, Value
 from tests.faults.parts import key_of, outcome
+from tests.testbed.byhand import ByHand, Job
 
 ROWS = 4
 STEM = str(Stem(5000, 1, "0" * 16, "c1t1g0m0n0x0", "cpython311", ROWS, 1))
@@ -111,6 +117,18 @@ def queue_jobs() -> list[bytes]:
         {"kind": "resume"},
     ]
     return ["\n".join(json.dumps({**one, "by": "6" * 16}) for one in records).encode()]
+
+
+def export_crate(directory: str) -> None:
+    """An executed workflow of three tasks, exported."""
+    with tempfile.TemporaryDirectory() as root:
+        hand = ByHand(root)
+        ref = ArrayRef("<f8", ARRAY.shape, "C", ARRAY.tobytes())
+        hand.submit(Job("a", arrays=(ref,)), "b", Job("c", ("a",)), tag="t")
+        hand.run(values=Value(Encoding.PLAIN, b'[{"$":"array","n":0},1.5]', (ref,)))
+        history = History(hand.spool)
+        rows = tagged_or_found(history, ["t"])
+        export(hand.spool, history, rows, directory, About("a", "b", "c"))
 
 
 def values() -> list[bytes]:

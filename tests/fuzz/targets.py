@@ -11,11 +11,16 @@ import shutil
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 from fsbroker import pickling, plain
-from fsbroker.errors import FsbrokerError, SpoolError
+from fsbroker.errors import FsbrokerError, SpoolError, WorkflowError
+from fsbroker.report.arrival import Crate, deliver
+from fsbroker.report.crate import METADATA, TASKS, WORKFLOW
+from fsbroker.report.steps import load
 from fsbroker.spool import archive, fsck, gc, packs, presence
 from fsbroker.spool import spool as spools
 from fsbroker.spool.blobs import read_array
@@ -90,8 +95,9 @@ class Place:
                     *corpus.presences(),
                     *corpus.queue_jobs(),
                     *corpus.spool_settings(),
+                    *self.crate_seeds(),
                 ],
-                _both(self.blob, self.presence, self.jobs, self.settings),
+                _both(self.blob, self.presence, self.jobs, self.settings, self.crate),
             ),
         }
 
@@ -135,7 +141,8 @@ class Place:
     def results(self, data: bytes) -> None:
         path = self.put(self.area.stream_file(corpus.AGENT, 0), data)
         results = Results(self.files, self.area, durable=False)
-        results.poll(deep=True)
+        with _named(path):
+            results.poll(deep=True)
         for file in results.news():
             with _named(path):
                 self._result_file(file)
@@ -183,7 +190,8 @@ class Place:
         bystanders = [corpus.OTHER, "../bystander"]
         outside = self.put(self.area.blob("bystander"), b"")
         results = Results(self.files, self.area, durable=False)
-        results.poll(deep=True)
+        with _named(path):
+            results.poll(deep=True)
         self._damage_is_named(results.damaged)
         with _named(path):
             results.value(key_of(1))
@@ -258,6 +266,43 @@ class Place:
             target = text.replace(b"\0", b"0")[:4095] or b"-"
             with suppress(FileExistsError):
                 os.symlink(target, f"{directory}/{number:08d}".encode())
+
+    # -- exported workflows --------------------------------------------------------------
+
+    def crate_seeds(self) -> list[bytes]:
+        """What two files of a crate say; its other files stay as they are."""
+        self._crate = f"{self.root}/../crate"
+        corpus.export_crate(self._crate)
+        names = (TASKS, METADATA, WORKFLOW)
+        return [Path(self._crate, name).read_bytes() for name in names]
+
+    def crate(self, data: bytes) -> None:
+        tasks, listed = (Path(self._crate, name) for name in (TASKS, METADATA))
+        old = tasks.read_bytes(), listed.read_bytes()
+        try:
+            if b'"@graph"' in data:
+                listed.write_bytes(data)
+            else:
+                tasks.write_bytes(data)
+                listed.write_bytes(
+                    old[1].replace(
+                        sha256(old[0]).hexdigest().encode(), sha256(data).hexdigest().encode()
+                    )
+                )
+            with _named(self._crate):
+                deliver(self.spool, Crate(self._crate))
+            with suppress(WorkflowError):
+                Path(self._crate, WORKFLOW).write_bytes(data)
+                load(f"{self._crate}/{WORKFLOW}")
+        finally:
+            for path, content in zip((tasks, listed), old, strict=True):
+                path.write_bytes(content)
+            self._forget_results()
+
+    def _forget_results(self) -> None:
+        for agent in self.files.names(self.area.results):
+            if agent not in (corpus.AGENT, corpus.OTHER):
+                shutil.rmtree(self.path(self.area.stream(agent)))
 
     # -- the small ones ------------------------------------------------------------------
 
