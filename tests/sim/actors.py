@@ -63,7 +63,7 @@ class Agent:
         self.finished: list[Outcome] = []
         self.claims: list[Claim] = []
         self.nap = 0.01
-        self.idle = False
+        self.idle = 0
         self.joined = False
 
     def run(self) -> None:
@@ -75,7 +75,8 @@ class Agent:
                     return
                 thorough = self.nap >= LONGEST_NAP
                 busy = self._round(thorough=thorough)
-                self.idle = thorough and not busy
+                # A lock that somebody holds is waited for: one idle round tells nothing.
+                self.idle = self.idle + 1 if thorough and not busy else 0
                 self.nap = 0.01 if busy else min(2 * self.nap, LONGEST_NAP)
                 self.world.sleep(self.actor, self.nap)
             self._retry(self.session.leave)
@@ -105,7 +106,7 @@ class Agent:
         return True
 
     def _may_leave(self) -> bool:
-        if not self.world.closing or self.finished or not self.idle:
+        if not self.world.closing or self.finished or self.idle < 2:
             return False
         try:
             return not self.session.others_hold_rows()
