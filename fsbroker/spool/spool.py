@@ -131,7 +131,8 @@ def _write_settings(files: Files, durable: bool) -> None:
     files.write_new(temporary, [text], sync=True)
     with suppress(FileExistsError):
         files.link(temporary, SPOOL_FILE)
-    files.unlink(temporary)
+    with suppress(OSError):  # hidden, and nobody's: no reason to have no spool
+        files.unlink(temporary)
     files.sync_directory("")
 
 
