@@ -110,8 +110,8 @@ class OpenFile:
 
     def close(self) -> None:
         if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+            fd, self._fd = self._fd, -1
+            os.close(fd)
 
     def __enter__(self) -> OpenFile:
         return self
@@ -120,7 +120,8 @@ class OpenFile:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        with suppress(OSError):  # a file system that is gone; nothing was written
+            self.close()
 
 
 class Files:
