@@ -94,6 +94,12 @@ def _strace() -> str | None:
     return _without("strace") or _fails(["strace", "-o", os.devnull, "true"])
 
 
+def _fuse() -> str | None:
+    from tests.testbed import faultfs
+
+    return _without("bindfs", "fusermount3") or faultfs.missing()
+
+
 def _kernel() -> str | None:
     for module in ("ipykernel", "jupyter_client"):
         if importlib.util.find_spec(module) is None:
@@ -122,6 +128,7 @@ GROUPS = {
         Group("nfs", "NFS client and server in a User-Mode Linux kernel", _nfs),
         Group("powerloss", "root, loop devices, mkfs.ext4 and mkfs.xfs", _powerloss),
         Group("strace", "strace, to make system calls fail", _strace),
+        Group("fuse", "root, FUSE with mfusepy and bindfs", _fuse),
         Group("kernel", "a Jupyter kernel", _kernel),
         Group("slurm", "root, SLURM's programs and munge", _slurm),
         Group("flux", "the Flux scheduler", lambda: _without("flux")),

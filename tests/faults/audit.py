@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fsbroker.spool import archive, streams
 from fsbroker.spool.index import Results
-from fsbroker.spool.layout import is_agent, parse_pack
+from fsbroker.spool.layout import is_agent, parse_pack, parse_stem
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import TaskFile
@@ -81,6 +81,8 @@ def task_rows(spool: Spool) -> dict[Row, bytes]:
     found: dict[Row, bytes] = {}
     for name in files.names(area.tasks):
         stem = name.removesuffix(".h5")
+        if stem == name or parse_stem(stem) is None:
+            continue
         found |= _keys(TaskFile(files, f"{area.tasks}/{name}", stem))
     for path in archive.listing(files, area):
         for stem, file in archive.opened(files, path):

@@ -56,6 +56,12 @@ def hold(journal: str, name: str, gate: str) -> list[Any]:
     return value_of(name)
 
 
+def fails_behind(journal: str, name: str, gate: str) -> None:
+    """Fails when a file is there."""
+    hold(journal, name, gate)
+    raise ValueError(name)
+
+
 def mpi_task(journal: str, name: str, gate: str) -> list[Any]:
     """Each rank says that it runs; all wait for a file, then talk to each other."""
     from mpi4py import MPI

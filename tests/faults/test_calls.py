@@ -107,8 +107,8 @@ def test_a_host_without_locks(batches, processes, error):
     """One agent can lock, the other cannot: neither waits for ever, nor do both own a row."""
     batches.submit("a", 40)
     every = ["-e", "trace=flock", "-e", f"inject=flock:error={error}:when=1+"]
-    without = processes.agent(before=["strace", "-qq", "-o", os.devnull, *every])
-    with_locks = processes.agent(cores=1)
+    without = processes.agent(before=["strace", "-qq", "-o", os.devnull, *every], lease=60)
+    with_locks = processes.agent(cores=1, lease=60)
     for agent in (without, with_locks):
         processes.ends(agent)
     batches.finish(exact=True)

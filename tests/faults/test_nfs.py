@@ -21,3 +21,15 @@ def test_two_hosts_share_a_spool_and_one_dies():
         # No wait for a cache of 30 s: news is found by listing. Polls are 5 s apart at most.
         assert times["longest of ten"] < 15
         assert max(times.values()) < 40
+
+
+@pytest.mark.nfs
+@pytest.mark.timeout(300)
+def test_a_server_that_goes_and_comes():
+    """No agent dies of it, be its mount a patient one or not, and nothing is published twice."""
+    text = run_in_nfs(Path(__file__).parent / "nfs_restart.py", timeout=280)
+    alive, took, ended, again = text.splitlines()
+    print(f"{took} s after the server was back all was done; ran again: {again}")
+    assert alive == "[None, None]"
+    assert ended == "[0, 0]"
+    assert again == "0"
