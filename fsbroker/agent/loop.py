@@ -224,7 +224,8 @@ class Agent:
         self._selector.register(self._wake_reader, selectors.EVENT_READ)
         if self._leash is not None:
             self._selector.register(self._leash, selectors.EVENT_READ, self._leash)
-        self._watch = watch(f"{files.root}/{area.tasks}", self._wake, self._plan.watch)
+        directory = f"{files.root}/{area.tasks}"
+        self._watch = watch(directory, self._wake, self._plan.watch, pause=files.pause)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._told_to_end)
         self.session.join()

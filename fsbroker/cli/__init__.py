@@ -42,6 +42,7 @@ COMMANDS = {
     "jobs": "the queue jobs of a spool; cancel some, or submit again after a pause",
     "import-cache": "take over the values of an executorlib cache",
     "gc": "remove what nobody needs any more",
+    "doctor": "measure what the file system of a spool really does",
     "fsck": "check every file of a spool, and mend what can be mended",
     "touch": "keep a spool from a site's purge: make all its files young",
     "run": "run a workflow file",

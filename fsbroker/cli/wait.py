@@ -61,7 +61,8 @@ def _wait(rows: list[Row], spool: Spool, until: float | None) -> bool:
         session.bind((row.tasks.stem, row.number), row.key)
     left = {row.key for row in rows}
     wake = threading.Event()
-    watching = watch(f"{spool.files.root}/{spool.area.agents}", wake.set)
+    directory = f"{spool.files.root}/{spool.area.agents}"
+    watching = watch(directory, wake.set, pause=spool.files.pause)
     try:
         checked = -CHECK_EVERY
         while left and (until is None or time.monotonic() < until):

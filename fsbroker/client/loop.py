@@ -450,7 +450,11 @@ class ClientLoop:
     def _run(self) -> None:
         directory = f"{self.root}/{self.spool.area.agents}"
         watching = watch(
-            directory, lambda: self.put(None), self._habits.watch, self._habits.slowest
+            directory,
+            lambda: self.put(None),
+            self._habits.watch,
+            self._habits.slowest,
+            self.spool.files.pause,
         )
         try:
             while not self._has_ended():

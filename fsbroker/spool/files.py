@@ -131,11 +131,16 @@ class Files:
         root: the spool's directory.
         lock_class: "flock", "soft" or "none": how `try_lock` excludes. It is for order
             only; no rule of the protocol rests on it.
+
+    Attributes:
+        ticks: what a listing does not show may be there all the same (`freshen`).
+        pause: fewest seconds between two looks where nobody tells of changes (`watch`).
     """
 
     def __init__(self, root: str, lock_class: str = "flock") -> None:
         self.root = os.path.abspath(root)
         self.lock_class = lock_class
+        self.pause = 0.0
         self._prefix = self.root + "/"
         self.uid = os.getuid()
         self.ticks = file_system(self.root) == "nfs"  # "nfs4" tells of each change

@@ -3,13 +3,17 @@
 ``spool.yaml`` says what must be the same for everybody who uses the spool: the format
 version, how locks are taken there, and whether files are made durable. It is published
 like every other file, so that two first clients agree.
+
+What ``fsbroker doctor`` has measured is recorded there, too: by a rename over the file, which
+nothing else in a spool does. Nobody reads it twice, and no rule of the protocol rests on what
+it says of locks and looks, so that old and new readers get on with each other.
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fsbroker.errors import (
     ConfigError,
@@ -23,7 +27,9 @@ from fsbroker.spool.files import Files, explain
 from fsbroker.spool.layout import DIRECTORIES, FORMAT, SPOOL_FILE, Area, area_of
 
 LOCK_CLASSES = ("flock", "soft", "none")
-DURABILITIES = ("fsync", "none")
+DURABILITIES = {"fsync": True, "none": False}
+LONGEST_PAUSE = 60.0
+"""Seconds between two looks: more would be no broker."""
 
 
 class Spool(NamedTuple):
@@ -37,6 +43,21 @@ class Spool(NamedTuple):
     files: Files
     area: Area
     durable: bool
+
+
+class Settings(NamedTuple):
+    """What ``spool.yaml`` says.
+
+    Attributes:
+        lock: how `Files.try_lock` excludes. durable: sync files and names.
+        nudge: readers change a directory before they conclude anything from its listing.
+        pause: fewest seconds between two looks where nobody tells of changes.
+    """
+
+    lock: str
+    durable: bool
+    nudge: bool = False
+    pause: float = 0.0
 
 
 def create(root: str | os.PathLike[str], *, durable: bool = True) -> Spool:
@@ -98,13 +119,15 @@ def renew_settings(spool: Spool) -> None:
 
 
 def _opened(files: Files, *, make: bool) -> Spool:
-    settings = _read_settings(files)
-    files.lock_class = settings["lock"]
+    settings = read_settings(files)
+    files.lock_class = settings.lock
+    files.ticks |= settings.nudge
+    files.pause = settings.pause
     area = Area(area_of(files.uid))
     if make or "users" not in files.names(""):
         files.mkdir("users")
     _make_area(files, area)
-    return Spool(files, area, settings["durability"] != "none")
+    return Spool(files, area, settings.durable)
 
 
 def _make_area(files: Files, area: Area) -> None:
@@ -119,16 +142,7 @@ def _make_area(files: Files, area: Area) -> None:
 
 
 def _write_settings(files: Files, durable: bool) -> None:
-    import yaml
-
-    settings = {
-        "format": FORMAT,
-        "lock": measure_lock(files),
-        "durability": "fsync" if durable else "none",
-    }
-    text = yaml.safe_dump(settings, sort_keys=False).encode()
-    temporary = f".spool.{files.token()}"
-    files.write_new(temporary, [text], sync=True)
+    temporary = _written(files, Settings(measure_lock(files), durable))
     with suppress(FileExistsError):
         files.link(temporary, SPOOL_FILE)
     with suppress(OSError):  # hidden, and nobody's: no reason to have no spool
@@ -136,26 +150,61 @@ def _write_settings(files: Files, durable: bool) -> None:
     files.sync_directory("")
 
 
-def _read_settings(files: Files) -> dict[str, str]:
+def record(spool: Spool, settings: Settings) -> None:
+    """Have all who open the spool from now on go by these settings."""
+    files = spool.files
+    files.rename(_written(files, settings), SPOOL_FILE)
+    files.sync_directory("")
+
+
+def _written(files: Files, settings: Settings) -> str:
+    """A temporary file with the settings."""
+    import yaml
+
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "lock": settings.lock,
+        "durability": "fsync" if settings.durable else "none",
+    }
+    if settings.nudge:
+        content["nudge"] = True
+    if settings.pause:
+        content["pause"] = settings.pause
+    temporary = f".spool.{files.token()}"
+    files.write_new(temporary, [yaml.safe_dump(content, sort_keys=False).encode()], sync=True)
+    return temporary
+
+
+def read_settings(files: Files) -> Settings:
+    """What ``spool.yaml`` says; keys that this version does not know are for others.
+
+    Raises:
+        FileDamaged: it makes no sense. FormatTooNew: a newer fsbroker made the spool.
+    """
     from fsbroker import yamlmap
 
     with files.open(SPOOL_FILE) as file:
         text = file.read(0, min(file.size, 1 << 16))
     path = f"{files.root}/{SPOOL_FILE}"
     try:
-        settings = dict(yamlmap.parse(text, path))
-        version = int(settings["format"])
-        lock, durability = settings["lock"], settings["durability"]
+        said = dict(yamlmap.parse(text, path))
+        version = int(said["format"])
+        if version > FORMAT:
+            what = f"Format {version}, this fsbroker reads up to {FORMAT}"
+            raise FormatTooNew(what, path, "Use a newer fsbroker")
+        settings = Settings(
+            str(said["lock"]),
+            DURABILITIES[said["durability"]],
+            bool(said.get("nudge", False)),
+            float(said.get("pause", 0.0)),
+        )
     except (ConfigError, ValueError, TypeError, KeyError) as error:
         raise FileDamaged("The spool's settings cannot be read", path) from error
-    if version > FORMAT:
-        raise FormatTooNew(
-            f"Format {version}, this fsbroker reads up to {FORMAT}", path, "Use a newer fsbroker"
-        )
-    if lock not in LOCK_CLASSES:
-        raise FileDamaged(f"Unknown lock class {lock!r}; known: {', '.join(LOCK_CLASSES)}", path)
-    if durability not in DURABILITIES:
-        raise FileDamaged(f"Unknown durability; known: {', '.join(DURABILITIES)}", path)
+    if not 0 <= settings.pause <= LONGEST_PAUSE:
+        raise FileDamaged(f"Unlikely pause {settings.pause}", path)
+    if settings.lock not in LOCK_CLASSES:
+        known = ", ".join(LOCK_CLASSES)
+        raise FileDamaged(f"Unknown lock class {settings.lock!r}; known: {known}", path)
     return settings
 
 

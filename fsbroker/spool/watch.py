@@ -49,12 +49,13 @@ class Watch(Protocol):
 class Polling:
     """Nobody tells: look after a while, adaptively."""
 
-    def __init__(self, slowest: float = LAST_DELAY) -> None:
-        self._slowest = slowest
+    def __init__(self, slowest: float = LAST_DELAY, pause: float = 0.0) -> None:
+        self._fastest = max(pause, min(FIRST_DELAY, slowest))
+        self._slowest = max(pause, slowest)
         self.reset()
 
     def reset(self) -> None:
-        self.delay = min(FIRST_DELAY, self._slowest)
+        self.delay = self._fastest
 
     def waited(self) -> None:
         self.delay = min(self._slowest, self.delay * GROWTH)
@@ -119,6 +120,7 @@ def watch(
     wake: Callable[[], None],
     method: str = "auto",
     slowest: float = LAST_DELAY,
+    pause: float = 0.0,
 ) -> Watch:
     """The best watch for a directory.
 
@@ -126,16 +128,17 @@ def watch(
         wake: called from another thread when something changed.
         method: "auto", "watchdog" or "polling".
         slowest: the most seconds between two looks, where nobody tells.
+        pause: the fewest.
     """
     if method == "polling" or (method == "auto" and file_system(directory) not in LOCAL):
-        return Polling(slowest)
+        return Polling(slowest, pause)
     try:
         return Watchdog(directory, wake, slowest)
     except OSError as error:
         cure = _CURE if error.errno in _USED_UP else ""
         what = f"fsbroker cannot watch {directory} ({error}) and polls instead.{cure}"
         warnings.warn(what, RuntimeWarning, stacklevel=2)
-        return Polling(slowest)
+        return Polling(slowest, pause)
 
 
 def file_system(directory: str) -> str:
