@@ -98,7 +98,7 @@ def _examined(options: argparse.Namespace, root: str, name: str) -> Report:
     trouble = []
     with ExitStack() as stack:
         own = Own(here)
-        (local,) = stack.enter_context(partners.started(partners.hands_in(here)))
+        local = stack.enter_context(partners.started(partners.hands_in(here)))
         pairs = [Pair("between two processes here", own, local)]
         others: dict[str, Side] = {}
         try:
@@ -124,12 +124,15 @@ _SHARED = ("nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "cifs", "fuse", "f
 
 
 def _others(options: argparse.Namespace, there: str, stack: ExitStack) -> dict[str, Side]:
+    found: list[partners.Partner] = []
     if options.slurm:
-        command = partners.by_srun(options.flags, there, options.python)
-        found = stack.enter_context(partners.started(command, 2))
+        for _ in range(2):
+            besides = found[0].about["host"] if found else ""
+            command = partners.by_srun(options.flags, there, options.python, besides)
+            found.append(stack.enter_context(partners.started(command, partners.QUEUE)))
     elif options.peer:
         command = partners.by_ssh(options.ssh, options.peer, there, options.python)
-        found = stack.enter_context(partners.started(command))
+        found.append(stack.enter_context(partners.started(command)))
     else:
         return {}
     for one in found:

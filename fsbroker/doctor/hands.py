@@ -1,10 +1,10 @@
 """One side of a measurement: file calls on one mount, done when the other side says so.
 
-    python -m fsbroker.doctor.hands DIRECTORY [NUMBER]
+    python -m fsbroker.doctor.hands DIRECTORY
 
-reads requests from stdin, a JSON object a line, ``{"to": number, "call": name, "args": [...]}``,
-and answers each that is addressed to it: ``{"from": number, "value": ...}``, or ``"error"``. So
-any launcher that passes on stdin and stdout can start it.
+reads requests from stdin, a JSON object a line, ``{"call": name, "args": [...], "more": {...}}``,
+and answers each with ``{"value": ...}``, or ``{"error": ...}``. So any launcher that passes on
+stdin and stdout can start it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from fsbroker.spool.watch import file_system
 PACKAGES = ("fsbroker", "cloudpickle", "filelock", "h5py", "mpi4py", "numpy")
 PAUSE = 0.005
 """Seconds between two looks for a name."""
-NOT_DONE = "not-done"
 
 
 class Hands:
@@ -195,6 +194,15 @@ class Hands:
             time.sleep(PAUSE)
         return time.monotonic() - began
 
+    def fill(self, directory: str, count: int, seconds: float) -> int:
+        """Make so many files, as far as the time allows; how many."""
+        until = time.monotonic() + seconds
+        for number in range(count):
+            if time.monotonic() > until:
+                return number
+            self.write(f"{directory}/{number:06d}", "")
+        return count
+
     def time_listing(self, directory: str) -> float:
         """Seconds for one listing."""
         began = time.perf_counter()
@@ -221,20 +229,18 @@ def _version(name: str) -> str:
         return ""
 
 
-def serve(root: str, number: int) -> None:
+def serve(root: str) -> None:
     """Answer what comes, until nothing does."""
     hands = Hands(root)
-    _say({"from": number, "value": "ready"})
+    _say({"value": "ready"})
     for line in sys.stdin:
         request = json.loads(line)
-        if request["to"] != number:
-            continue
         try:
             value = getattr(hands, request["call"])(*request["args"], **request["more"])
         except Exception as error:
-            _say({"from": number, "error": f"{type(error).__name__}: {error}"})
+            _say({"error": f"{type(error).__name__}: {error}"})
         else:
-            _say({"from": number, "value": value})
+            _say({"value": value})
 
 
 def _say(message: dict[str, Any]) -> None:
@@ -242,4 +248,4 @@ def _say(message: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1], int(os.environ.get("SLURM_PROCID", "0")))
+    serve(sys.argv[1])

@@ -1,8 +1,6 @@
 """Processes of `hands` on this host or another: started, asked, ended.
 
-    with started(command, 2) as (first, second): first.call("about")
-
-One launcher may start several of them (``srun --ntasks=2``): each request says whom it is for.
+with started(command) as partner: partner.call("listed", ".")
 """
 
 from __future__ import annotations
@@ -20,54 +18,74 @@ from typing import Any
 from fsbroker.errors import FsbrokerError
 
 PATIENCE = 60.0
-"""Seconds for one answer; the first may wait for a queue."""
+"""Seconds for one answer."""
+QUEUE = 600.0
+"""Seconds that a job may wait in its queue."""
 
 
 class PartnerFailed(FsbrokerError):
-    """The process on the other side gave no answer, or an error."""
+    """The process on the other side gave no answer."""
 
 
-class Crowd:
-    """The processes behind one command."""
+class CallFailed(PartnerFailed):
+    """What it was asked for failed there."""
 
-    def __init__(self, command: Sequence[str], count: int) -> None:
+
+class Partner:
+    """The process behind a command.
+
+    Attributes:
+        about: what it said of itself (`Hands.about`).
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self.about: dict[str, Any] = {}
         self.command = shlex.join(command)
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
-        self._answers: list[SimpleQueue[dict[str, Any]]] = [SimpleQueue() for _ in range(count)]
-        self._lock = threading.Lock()
+        self._answers: SimpleQueue[dict[str, Any]] = SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            with suppress(ValueError, KeyError, IndexError):  # what a login script says
-                message = json.loads(line)
-                self._answers[message["from"]].put(message)
-        for answers in self._answers:
-            answers.put({"error": "it has ended", "ended": True})
+            with suppress(ValueError):  # what a login script says
+                self._answers.put(json.loads(line))
+        self._answers.put({"ended": True})
 
-    def send(self, request: dict[str, Any]) -> None:
+    def ask(self, name: str, *args: Any, **more: Any) -> None:
+        """Have something done; `answer` waits for it."""
         assert self._process.stdin is not None
-        with self._lock, suppress(BrokenPipeError):
+        with suppress(BrokenPipeError):
+            request = {"call": name, "args": args, "more": more}
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
 
-    def answer(self, number: int, patience: float) -> Any:
+    def answer(self, patience: float = PATIENCE) -> Any:
+        """What came of it.
+
+        Raises:
+            PartnerFailed: there was no answer. CallFailed: it could not be done.
+        """
         try:
-            message = self._answers[number].get(timeout=patience)
+            message = self._answers.get(timeout=patience)
         except Empty:
             raise PartnerFailed(f"No answer in {patience:g} s", self.command) from None
+        if "ended" in message:
+            assert self._process.stderr is not None
+            said = self._process.stderr.read()[-600:].strip()
+            raise PartnerFailed(f"It has ended: {said}", self.command)
         if "error" in message:
-            raise PartnerFailed(f"{message['error']}{self._last_words(message)}", self.command)
+            raise CallFailed(message["error"], self.command)
         return message["value"]
 
-    def _last_words(self, message: dict[str, Any]) -> str:
-        if "ended" not in message or self._process.stderr is None:
-            return ""
-        return f": {self._process.stderr.read()[-600:].strip()}"
+    def call(self, name: str, *args: Any, **more: Any) -> Any:
+        """`ask`, and `answer`."""
+        self.ask(name, *args, **more)
+        return self.answer()
 
     def end(self) -> None:
+        """Have it end, and wait until it has."""
         with suppress(OSError):
             assert self._process.stdin is not None
             self._process.stdin.close()
@@ -78,48 +96,26 @@ class Crowd:
             self._process.wait()
 
 
-class Partner:
-    """One process on the other side."""
-
-    def __init__(self, crowd: Crowd, number: int) -> None:
-        self._crowd = crowd
-        self._number = number
-        self.about: dict[str, Any] = {}
-
-    def ask(self, name: str, *args: Any, **more: Any) -> None:
-        """Have something done; `answer` waits for it."""
-        self._crowd.send({"to": self._number, "call": name, "args": args, "more": more})
-
-    def answer(self, patience: float = PATIENCE) -> Any:
-        """Raises:
-        PartnerFailed: it gave none, or an error.
-        """
-        return self._crowd.answer(self._number, patience)
-
-    def call(self, name: str, *args: Any, **more: Any) -> Any:
-        self.ask(name, *args, **more)
-        return self.answer()
-
-
 @contextmanager
-def started(command: Sequence[str], count: int = 1) -> Iterator[list[Partner]]:
-    """Start a command that runs `hands` so many times.
+def started(command: Sequence[str], patience: float = PATIENCE) -> Iterator[Partner]:
+    """Start a command that runs `hands`.
+
+    Args:
+        patience: seconds until it is there; a job may wait in its queue.
 
     Raises:
         PartnerFailed: it did not come up.
     """
     try:
-        crowd = Crowd(command, count)
+        partner = Partner(command)
     except OSError as error:
         raise PartnerFailed(f"Cannot be started ({error.strerror})", shlex.join(command)) from error
     try:
-        partners = [Partner(crowd, number) for number in range(count)]
-        for partner in partners:
-            partner.answer()
-            partner.about = partner.call("about")
-        yield partners
+        partner.answer(patience)
+        partner.about = partner.call("about")
+        yield partner
     finally:
-        crowd.end()
+        partner.end()
 
 
 def hands_in(directory: str, python: str = sys.executable) -> list[str]:
@@ -132,7 +128,10 @@ def by_ssh(ssh: str, host: str, directory: str, python: str) -> list[str]:
     return [*shlex.split(ssh), host, shlex.join(hands_in(directory, python))]
 
 
-def by_srun(flags: Sequence[str], directory: str, python: str) -> list[str]:
-    """The same on two nodes at once."""
-    step = ["srun", "--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--quiet", "--unbuffered"]
-    return [*step, *flags, *hands_in(directory, python)]
+def by_srun(flags: Sequence[str], directory: str, python: str, besides: str = "") -> list[str]:
+    """The same on a node of a job, another one than ``besides``.
+
+    A job for each: of the output of two ranks srun mixes what is longer than its buffers.
+    """
+    job = ["srun", "--nodes=1", "--ntasks=1", "--quiet", *flags]
+    return [*job, *([f"--exclude={besides}"] if besides else []), *hands_in(directory, python)]

@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from fsbroker.doctor.hands import Hands
-from fsbroker.doctor.partners import PartnerFailed
+from fsbroker.doctor.partners import CallFailed
 
 RACES = 150
 REPLACEMENTS = 200
 TICK_TRIES = 30
 LISTED = 500
+FILL_TIME = 1.0
 """Names in the directory whose listing is timed; fewer where making them takes a second."""
 LIST_PATIENCE = 10.0
 EXISTS_PATIENCE = 2.0
@@ -63,7 +64,7 @@ class Own:
         try:
             return getattr(self._hands, name)(*args, **more)
         except OSError as error:
-            raise PartnerFailed(f"{type(error).__name__}: {error}") from error
+            raise CallFailed(f"{type(error).__name__}: {error}") from error
 
 
 class Pair(NamedTuple):
@@ -104,7 +105,7 @@ def _race(pair: Pair, directory: str, kinds: tuple[str, str]) -> Races:
         pair.second.ask("race", kinds[1], directory, marks[1], names[::-1])
         won = [set(pair.first.call("race", kinds[0], directory, marks[0], names))]
         won.append(set(pair.second.answer()))
-    except PartnerFailed as error:
+    except CallFailed as error:
         return Races(refused=error.what)
     lied = 0
     # What is created first and written later may be read before that: only these are born whole.
@@ -152,7 +153,7 @@ def _lock(pair: Pair, kind: str, path: str) -> str:
             if both:
                 other.call("unlock", path)
                 return "both sides hold it at once"
-    except PartnerFailed as error:
+    except CallFailed as error:
         return error.what
     return ""
 
@@ -250,11 +251,7 @@ class Listing(NamedTuple):
 def listing(side: Side, directory: str) -> Listing:
     side.call("mkdir", directory)
     empty = sorted(side.call("time_listing", directory) for _ in range(5))[2]
-    until = time.monotonic() + 1.0
-    count = 0
-    while count < LISTED and time.monotonic() < until:
-        side.call("write", f"{directory}/{count:06d}", "")
-        count += 1
+    count = side.call("fill", directory, LISTED, FILL_TIME)
     full = sorted(side.call("time_listing", directory) for _ in range(3))[1]
     return Listing(empty, full, count)
 
@@ -268,7 +265,7 @@ def long_names(side: Side, directory: str) -> str:
         side.call("symlink", record, f"{directory}/record")
         if side.call("readlink", f"{directory}/record") != record:
             return "a link comes back with another target"
-    except PartnerFailed as error:
+    except CallFailed as error:
         return error.what
     return ""
 
