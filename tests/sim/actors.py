@@ -159,26 +159,22 @@ class Agent:
         rows = list(rows_of(claim.rows))
         while rows:
             row = rows.pop(0)
-            outcome = self._outcome(claim.live, row, local)
-            if outcome is None:
-                self._retry(lambda row=row: self.session.release(claim.live, [row], "no input"))
-                continue
-            self.finished.append(outcome)
+            self.finished.append(self._outcome(claim.live, row, local))
             if self.chance.random() < 0.1:
                 self._retry(self._publish)
             if rows and self.chance.random() < 0.03:
                 self._retry(lambda: self.session.release(claim.live, rows, "enough"))
                 return
 
-    def _outcome(self, live: LiveFile, row: int, local: dict[bytes, bytes]) -> Outcome | None:
-        """Run one row. None if an input cannot be had now."""
+    def _outcome(self, live: LiveFile, row: int, local: dict[bytes, bytes]) -> Outcome:
+        """Run one row; without a value that it needs, which gc may have taken, it fails."""
         for dependency, _ in self._retry(lambda: live.file.dependencies(row)):
             if dependency.key in local:
                 continue
             if self._failed_here(dependency.key):
                 return self.session.outcome(live, row, Status.FAILED, NOTHING, dict(FAILURE))
             if self._retry(lambda d=dependency: self.session.input_value(d.key)) is None:
-                return None
+                return self.session.outcome(live, row, Status.FAILED, NOTHING, dict(FAILURE))
         key = live.file.key(row)
         generation = self.session.outcome(live, row, Status.DONE, NOTHING).generation
         text, fails = self.world.execute(
