@@ -95,7 +95,7 @@ class _Contents:
         self._session: ClientSession[bytes] = ClientSession(spool, bytes)
         self._session.live.poll()
         self._session.results.poll(deep=True)
-        self._reader = Reader(spool, self._session.results, self._session.live)
+        self._reader = Reader(spool, self._session.results)
 
     def read(self) -> list[dict[str, Any]]:
         """In the order of submission."""

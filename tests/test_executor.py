@@ -810,6 +810,18 @@ def test_failed_dependencies_chain_to_the_original(exe):
     assert depth == 2
 
 
+def test_the_original_is_known_when_the_task_file_has_ended(tmp_path):
+    spool = tmp_path / "spool"
+    with ClusterExecutor(spool, max_workers=1, idle_timeout=0.5) as exe:
+        last = exe.submit(square, exe.submit(lambda: 1 // 0))
+        assert isinstance(last.exception(PATIENCE), DependencyFailed)
+    live = spool / "users" / f"u{os.getuid()}" / "tasks"
+    until(lambda: not list(live.iterdir()), "the end of the task file")
+    error = fsbroker.attach(spool, last.key).exception(PATIENCE)
+    assert isinstance(error, DependencyFailed)
+    assert isinstance(error.__cause__, ZeroDivisionError)
+
+
 def test_failed_dependency_that_ended_before(exe):
     def fail():
         raise OverflowError("long ago")

@@ -165,7 +165,7 @@ class ClientLoop:
         self.lock = threading.RLock()
         self._idle = threading.Condition(self.lock)
         self._session: ClientSession[Future] = ClientSession(spool, _key_of, _moved)
-        self._reader = Reader(spool, self._session.results, self._session.live)
+        self._reader = Reader(spool, self._session.results)
         self._open: dict[bytes, Future] = {}
         self._named: dict[bytes, bytes] = {}
         self._unbound: list[Submitted | Attach] = []

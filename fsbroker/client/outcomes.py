@@ -19,14 +19,15 @@ from fsbroker.errors import (
     FsbrokerError,
     RemoteTraceback,
     ResultLost,
+    SpoolError,
     TaskCancelled,
     TaskError,
 )
 from fsbroker.spool.blobs import read_arrays, size_of
 from fsbroker.spool.index import Results
-from fsbroker.spool.live import LiveFiles
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
+from fsbroker.spool.taskfile import TaskFile
 from fsbroker.task import Encoding, Status, Value
 
 MANY = 16
@@ -51,13 +52,12 @@ class Reader:
     """Reads outcomes of one area.
 
     Args:
-        results, live: what the client knows of the spool, for errors of dependencies.
+        results: what the client knows of the spool, for errors of dependencies.
     """
 
-    def __init__(self, spool: Spool, results: Results, live: LiveFiles) -> None:
+    def __init__(self, spool: Spool, results: Results) -> None:
         self._files, self._area, _ = spool
         self._results = results
-        self._live = live
 
     def resolve(self, file: ResultFile, indices: list[int]) -> list[Resolved]:
         """What the futures of these rows of a result file give: value, or exception.
@@ -148,13 +148,13 @@ class Reader:
         return None
 
     def _inputs(self, file: ResultFile, index: int) -> list[bytes]:
-        """Keys of the dependencies of a row, as long as its task file is live."""
+        """Keys of the dependencies of a row, until its task file is bundled with others."""
         row = file.rows[index]
-        live = self._live.get(file.files[row["file"]])
-        if live is None:
-            return []
-        with suppress(FileNotFoundError):
-            return [key for (key, _), _ in live.file.dependencies(int(row["row"]))]
+        stem = file.files[row["file"]]
+        for path in (self._area.task_file(stem), self._area.archived(stem)):
+            with suppress(OSError, SpoolError):
+                tasks = TaskFile(self._files, path, stem)
+                return [key for (key, _), _ in tasks.dependencies(int(row["row"]))]
         return []
 
 
