@@ -145,9 +145,10 @@ def test_each_version_runs_what_it_can_read(tmp_path):
         assert (code, BOTH in err, "Use the newer fsbroker" in err) == (1, True, True)
         assert theirs.exists()
         assert not list(spool.glob("users/*/quarantine/*"))
-    agent = newer("agent", spool, wait=False)
+    agent = newer("agent", spool, "--idle-timeout=60", wait=False)
     assert newer("ask", spool, 41)[:2] == (0, "42")
     assert newer("ask", spool, 6)[:2] == (0, "7")
+    agent.terminate()
     assert ended(agent)[0] == 0
     # Its outcomes are not for us: whoever asks is told so, and nothing is concluded.
     assert older_agent(spool)[0] == 1
