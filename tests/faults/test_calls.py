@@ -84,7 +84,7 @@ def test_a_client_whose_file_calls_fail(batches, processes, fault, long):
     for number, call in enumerate(CLIENT if long else CLIENT[1:3]):
         prefix = prefix_of(number)
         strike = Strike(fault, call, 1)
-        agent = processes.agent(idle_timeout=2)
+        agent = processes.agent(idle_timeout=60)
         client = processes.client(prefix, 5, before=strike.command(threads=True))
         status, said = client.wait(DEADLINE), processes.output(client)
         if fault == SIGKILL:
@@ -96,8 +96,8 @@ def test_a_client_whose_file_calls_fail(batches, processes, fault, long):
         else:
             assert status == 0, f"{strike}: {said}"
             assert said.count("['") == 5
-        agent.send_signal(signal.SIGTERM)
-        processes.ends(agent)
+        agent.kill()
+        agent.wait()
         batches.submit(prefix)
     batches.finish()
 
