@@ -170,7 +170,7 @@ SCENARIOS = {
         "an orphan after scancel",
         (f"{IN_JOB}::TestEnds::test_an_orphan", f"{JOBS}::TestCancelled::test_an_orphan"),
     ),
-    29: Scenario("no controller", (f"{BACKEND}::test_controller_away_for_20_s_under_load",)),
+    29: Scenario("no controller", (f"{BACKEND}::test_controller_away_under_load",)),
     30: Scenario(
         "jobs that never start",
         (
