@@ -233,6 +233,48 @@ def test_the_row_that_was_waited_for_counts_and_not_the_latest_of_its_key(spool)
     assert results.find_row(key_of("k"), "third", 0) is None
 
 
+def packed(spool, count):
+    """A view of results that are in a pack, and what has that pack go into a larger one."""
+    mine = stream(spool)
+    for number in range(count):
+        publish(spool, mine, f"{number}", first=number)
+    for _ in range(2):  # then the inputs are gone
+        packs.cycle(spool.files, spool.area)
+    results = Results(spool.files, spool.area)
+    results.poll(deep=True)
+
+    def merge():
+        (old,) = spool.files.names(spool.area.packs)
+        spool.files.rename(
+            f"{spool.area.packs}/{old}", f"{spool.area.packs}/02.{os.urandom(8).hex()}.h5"
+        )
+        results._open.clear()  # as if others had been read meanwhile
+
+    return results, merge
+
+
+def test_how_rows_ended_is_found_though_their_pack_was_merged_meanwhile(spool):
+    """Rows taken for open would run again; their dependents would be failed."""
+    results, merge = packed(spool, 12)
+    merge()
+    keys = [key_of(f"{number}") for number in range(8)]
+    assert set(results.ended(stem_of("stem"), keys)) == {Status.DONE}
+
+
+def test_packs_that_move_all_the_time_are_no_evidence(spool, monkeypatch):
+    results, merge = packed(spool, 12)
+    look_again = results.look_again
+    monkeypatch.setattr(results, "look_again", lambda: [look_again(), merge()])
+    merge()
+    for look in (
+        lambda: results.find(key_of("0")),
+        lambda: results.ended(stem_of("stem"), [key_of("0")]),
+    ):
+        with pytest.raises(OSError, match="faster than they are read") as info:
+            look()
+        assert info.value.errno == errno.EAGAIN
+
+
 def test_errors_and_generations_go_into_packs(spool):
     mine = fill(spool, 9)
     publish(spool, mine, "bad", first=9, status=Status.FAILED, error={"type": "E"}, generation=3)

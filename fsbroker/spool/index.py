@@ -11,9 +11,10 @@ has left one place is found in the next one. The other way round both could be m
 
 from __future__ import annotations
 
+import errno
 from collections import deque
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,6 +25,8 @@ from fsbroker.spool.layout import Area, Presence, is_agent, parse_pack
 from fsbroker.spool.presence import listing
 from fsbroker.spool.streams import MOST_ROWS, RESULTS, ResultFile, entries, is_seal
 from fsbroker.task import KEY_BYTES, Status, Value
+
+T = TypeVar("T")
 
 OPEN_FILES = 32
 """Result files kept open for reading values."""
@@ -313,12 +316,15 @@ class Results:
             keys: of its rows, in order.
         """
         if stem not in self._ended or len(self._ended[stem]) < len(keys):
-            self._mark_ended(stem, np.zeros(0, RESULTS), len(keys))
-            for pack in self._packs.values():
-                if stem in (files := self._opened(pack.path)).files and pack.holding(keys):
-                    number = files.files.index(stem)
-                    self._mark_ended(stem, files.rows[files.rows["file"] == number])
+            self._settled(lambda: self._find_ended(stem, keys))
         return self._ended[stem]
+
+    def _find_ended(self, stem: str, keys: list[bytes]) -> None:
+        packs = [self._opened(pack.path) for pack in self._packs.values() if pack.holding(keys)]
+        self._mark_ended(stem, np.zeros(0, RESULTS), len(keys))
+        for pack in packs:
+            if stem in pack.files:
+                self._mark_ended(stem, pack.rows[pack.rows["file"] == pack.files.index(stem)])
 
     def _mark_ended(self, stem: str, rows: np.ndarray, size: int = 0) -> None:
         size = max(size, int(rows["row"].max()) + 1 if len(rows) else 0)
@@ -344,29 +350,24 @@ class Results:
 
         Call `poll` before.
         """
-        for _ in range(ATTEMPTS):
-            try:
-                return max(
-                    self._all(key),
-                    key=lambda found: (found.status == Status.DONE, found.round),
-                    default=None,
-                )
-            except FileNotFoundError:
-                self.look_again()
-        return None
+        return self._settled(
+            lambda: max(
+                self._all(key),
+                key=lambda found: (found.status == Status.DONE, found.round),
+                default=None,
+            )
+        )
 
     def find_row(self, key: bytes, stem: str, row: int) -> Found | None:
         """The outcome of one row of a task file, whatever else its key has come to.
 
         Call `poll` before.
         """
-        for _ in range(ATTEMPTS):
-            try:
-                mine = (one for one in self._all(key) if self._ended_with(one.place, stem, row))
-                return next(mine, None)
-            except FileNotFoundError:
-                self.look_again()
-        return None
+        return self._settled(
+            lambda: next(
+                (one for one in self._all(key) if self._ended_with(one.place, stem, row)), None
+            )
+        )
 
     def _ended_with(self, place: Place, stem: str, row: int) -> bool:
         file = self._opened(place.path)
@@ -384,6 +385,20 @@ class Results:
         row = self._opened(place.path).rows[place.row]
         return Found(place, int(row["status"]), int(row["round"]), row["descriptor"].tobytes())
 
+    def _settled(self, look: Callable[[], T]) -> T:
+        """What a look-up finds, begun anew when a file went into a pack under it.
+
+        Raises:
+            OSError: each time one did. Then nothing is known: not even that there is nothing.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                return look()
+            except FileNotFoundError:
+                self.look_again()
+        # Not that error: callers take it for the end of a task file.
+        raise OSError(errno.EAGAIN, "Result files go into packs faster than they are read")
+
     def look_again(self) -> None:
         """A file went into a pack: forget what is gone, and look at the packs again."""
         self._open.clear()  # on NFS one that another client removed cannot be read any more
@@ -399,13 +414,10 @@ class Results:
 
     def value(self, key: bytes) -> tuple[Found, Value] | None:
         """The current outcome of a key with its value, wherever that stands by now."""
-        for _ in range(ATTEMPTS):
-            found = self.find(key)
-            try:
-                return found and (found, self.file(found.place.path).value(found.place.row))
-            except FileNotFoundError:
-                self.look_again()
-        return None
+        return self._settled(lambda: self._with_value(self.find(key)))
+
+    def _with_value(self, found: Found | None) -> tuple[Found, Value] | None:
+        return found and (found, self.file(found.place.path).value(found.place.row))
 
     def file(self, path: str) -> ResultFile:
         """An open result file or pack.
