@@ -233,43 +233,57 @@ def test_the_row_that_was_waited_for_counts_and_not_the_latest_of_its_key(spool)
     assert results.find_row(key_of("k"), "third", 0) is None
 
 
-def packed(spool, count):
-    """A view of results that are in a pack, and what has that pack go into a larger one."""
+ROWS = 12
+
+
+@pytest.fixture
+def packed(spool):
+    """A view of results of which all but the last are in a pack; and their stream."""
     mine = stream(spool)
-    for number in range(count):
+    for number in range(ROWS):
         publish(spool, mine, f"{number}", first=number)
     for _ in range(2):  # then the inputs are gone
         packs.cycle(spool.files, spool.area)
     results = Results(spool.files, spool.area)
     results.poll(deep=True)
-
-    def merge():
-        (old,) = spool.files.names(spool.area.packs)
-        spool.files.rename(
-            f"{spool.area.packs}/{old}", f"{spool.area.packs}/02.{os.urandom(8).hex()}.h5"
-        )
-        results._open.clear()  # as if others had been read meanwhile
-
-    return results, merge
+    return results, mine
 
 
-def test_how_rows_ended_is_found_though_their_pack_was_merged_meanwhile(spool):
+def merge(spool, results):
+    """The pack goes into a larger one."""
+    (old,) = spool.files.names(spool.area.packs)
+    new = f"02.{os.urandom(8).hex()}.h5"
+    spool.files.rename(f"{spool.area.packs}/{old}", f"{spool.area.packs}/{new}")
+    results._open.clear()  # as if others had been read meanwhile
+
+
+def ended(results, rows):
+    return list(results.ended(stem_of("stem"), [key_of(f"{number}") for number in range(rows)]))
+
+
+def test_how_rows_ended_is_found_though_their_pack_was_merged_meanwhile(spool, packed):
     """Rows taken for open would run again; their dependents would be failed."""
-    results, merge = packed(spool, 12)
-    merge()
-    keys = [key_of(f"{number}") for number in range(8)]
-    assert set(results.ended(stem_of("stem"), keys)) == {Status.DONE}
+    results, _ = packed
+    results.forget(stem_of("stem"))
+    merge(spool, results)
+    assert ended(results, ROWS - 1) == [Status.DONE] * (ROWS - 1)
 
 
-def test_packs_that_move_all_the_time_are_no_evidence(spool, monkeypatch):
-    results, merge = packed(spool, 12)
+def test_how_rows_ended_is_found_in_packs_that_are_older_than_the_first_fresh_result(spool, packed):
+    results, mine = packed
+    results.forget(stem_of("stem"))
+    publish(spool, mine, f"{ROWS}", first=ROWS)
+    results.poll(deep=True)
+    assert ended(results, ROWS + 1)[:-2] == [Status.DONE] * (ROWS - 1)
+
+
+def test_packs_that_move_all_the_time_are_no_evidence(spool, packed, monkeypatch):
+    results, _ = packed
+    results.forget(stem_of("stem"))
     look_again = results.look_again
-    monkeypatch.setattr(results, "look_again", lambda: [look_again(), merge()])
-    merge()
-    for look in (
-        lambda: results.find(key_of("0")),
-        lambda: results.ended(stem_of("stem"), [key_of("0")]),
-    ):
+    monkeypatch.setattr(results, "look_again", lambda: [look_again(), merge(spool, results)])
+    merge(spool, results)
+    for look in (lambda: results.find(key_of("0")), lambda: ended(results, ROWS)):
         with pytest.raises(OSError, match="faster than they are read") as info:
             look()
         assert info.value.errno == errno.EAGAIN

@@ -103,6 +103,8 @@ class Results:
         self._news: deque[ResultFile] = deque()
         self._open: dict[str, ResultFile] = {}
         self._ended: dict[str, bytearray] = {}
+        self._asked: set[str] = set()
+        """Those of them for which older packs were looked through."""
         self._looked = False
         self.damaged: dict[str, FileDamaged] = {}
 
@@ -315,7 +317,7 @@ class Results:
         Args:
             keys: of its rows, in order.
         """
-        if stem not in self._ended or len(self._ended[stem]) < len(keys):
+        if stem not in self._asked:
             self._settled(lambda: self._find_ended(stem, keys))
         return self._ended[stem]
 
@@ -325,6 +327,7 @@ class Results:
         for pack in packs:
             if stem in pack.files:
                 self._mark_ended(stem, pack.rows[pack.rows["file"] == pack.files.index(stem)])
+        self._asked.add(stem)
 
     def _mark_ended(self, stem: str, rows: np.ndarray, size: int = 0) -> None:
         size = max(size, int(rows["row"].max()) + 1 if len(rows) else 0)
@@ -335,6 +338,7 @@ class Results:
     def forget(self, stem: str) -> None:
         """The task file was retired: nobody will ask for its rows again."""
         self._ended.pop(stem, None)
+        self._asked.discard(stem)
 
     # -- look-ups ------------------------------------------------------------------------
 
