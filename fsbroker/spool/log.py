@@ -164,6 +164,7 @@ class Fold:
         self.next = 0
         self.retired = False
         self.agents: list[str] = []
+        self._places: dict[str, int] = {}
         self.state = bytearray(bytes([State.READY]) * rows)
         for row in waiting:
             self.state[row] = State.WAITING
@@ -194,9 +195,9 @@ class Fold:
 
     def owned_by(self, agent: str) -> list[int]:
         """Rows whose last claim is this agent's (with or without an outcome)."""
-        if agent not in self.agents:
+        index = self._places.get(agent)
+        if index is None:
             return []
-        index = self.agents.index(agent)
         return [
             row
             for row, state in enumerate(self.state)
@@ -209,9 +210,10 @@ class Fold:
     # -- one method for each kind of record ----------------------------------------------
 
     def _index(self, agent: str) -> int:
-        if agent not in self.agents:
+        place = self._places.setdefault(agent, len(self.agents))
+        if place == len(self.agents):
             self.agents.append(agent)
-        return self.agents.index(agent)
+        return place
 
     def _claim(self, record: Record) -> None:
         # All or nothing: its writer has folded all before, so a claim that overlaps
@@ -325,7 +327,9 @@ class Fold:
         owners = [fold.owner[row] for row in rows if fold.state[row] == State.CLAIMED]
         named = (*fold.unready, *fold.cancelled, *fold.aliases, *fold.history)
         if (
-            {len(rows)} != set(map(len, (fold.attempts, fold.owner, fold.generation, fold.limit)))
+            len(set(fold.agents)) < len(fold.agents)
+            or {len(rows)}
+            != set(map(len, (fold.attempts, fold.owner, fold.generation, fold.limit)))
             or max(fold.state, default=0) > max(State)
             or max(owners, default=-1) >= len(fold.agents)
             or not all(map(is_agent, fold.agents))
@@ -339,6 +343,7 @@ class Fold:
     def _restored(cls, read: dict[str, Any]) -> Fold:
         fold = cls(0)
         fold.next, fold.agents, fold.retired = read["next"], read["agents"], read["retired"]
+        fold._places = {agent: place for place, agent in enumerate(fold.agents)}
         fold.state = bytearray.fromhex(read["state"])
         fold.attempts = bytearray.fromhex(read["attempts"])
         fold.owner = array("H", read["owner"])
