@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 
 import pytest
@@ -218,3 +220,17 @@ def test_low_priority_is_told_to_the_scheduler(script, backend, priority, line):
 def test_a_flux_template_is_named_by_itself(script):
     with pytest.raises(ResourceError, match="Give the template itself: submission_template"):
         script(backend="flux", pysqa_config_directory="site")
+
+
+@pytest.mark.parametrize("key", ["partition", "account", "qos", "constraint", "slurm_cmd_args"])
+def test_no_name_becomes_a_command(script, tmp_path, key):
+    canary = tmp_path / "canary"
+    name = f"--x=a; touch {canary} $(touch {canary}) `touch {canary}` \" ' | touch {canary}"
+    lines = script({key: [name] if key == "slurm_cmd_args" else name})
+    assert [line[0] for line in lines if "touch" in line] == ["#"]
+    (tmp_path / "run.sh").write_text("\n".join([*lines[:-1], "exit 0"]))
+    subprocess.run(["/bin/bash", tmp_path / "run.sh"], env={"PATH": os.defpath}, check=True)
+    assert not canary.exists()
+    bad = f"x\ntouch {canary}"
+    with pytest.raises(ResourceError):
+        script({key: [bad] if key == "slurm_cmd_args" else bad})
