@@ -25,7 +25,7 @@ from typing import Any
 from fsbroker.errors import FileDamaged, SpoolError
 from fsbroker.spool import forms
 from fsbroker.spool.files import Files
-from fsbroker.spool.layout import Area, parse_cancel, parse_record
+from fsbroker.spool.layout import Area, parse_record
 
 LONGEST = 900
 """Bytes of a record, as in the logs of task files."""
@@ -118,7 +118,8 @@ def _is_settings(value: Any) -> bool:
 
 
 def _is_row(value: Any) -> bool:
-    return type(value) is str and (not value or parse_cancel(value) is not None)
+    """A task file and a row of it: one word, no path."""
+    return type(value) is str and _ROW.fullmatch(value) is not None
 
 
 def _is_id(value: Any) -> bool:
@@ -127,6 +128,7 @@ def _is_id(value: Any) -> bool:
 
 
 _DIGEST = re.compile(r"[0-9a-f]{0,16}")
+_ROW = re.compile(r"[\w-]{1,200}\.[0-9]{1,5}|")
 _ID = re.compile(r"[^\s\-][^\s]*|")
 _RECORD = {
     "?kind": str,
