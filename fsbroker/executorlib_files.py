@@ -20,6 +20,8 @@ from fsbroker.future import LightFuture
 from fsbroker.task import Dependency
 
 ENDING = "_o.h5"
+DEFLATE = 1100
+"""Bytes that one byte of a compressed dataset can stand for, and a little more."""
 _HASH = re.compile(r"[0-9a-f]{32}")
 
 
@@ -107,7 +109,7 @@ def _unpickled(path: str) -> dict[str, Any]:
 
     try:
         with h5py.File(path, "r") as file:
-            stored = {name: _bytes_of(file, name, os.path.getsize(path)) for name in file}
+            stored = {name: _bytes_of(file, name, DEFLATE * os.path.getsize(path)) for name in file}
         return {name: _Unpickler(io.BytesIO(data)).load() for name, data in stored.items()}
     except Exception as error:  # unpickling runs the user's code: anything
         reason = f"{type(error).__name__}: {error}"
@@ -115,7 +117,7 @@ def _unpickled(path: str) -> dict[str, Any]:
 
 
 def _bytes_of(file: Any, name: str, most: int) -> bytes:
-    """What stands in a dataset: in this file itself, and no larger than it.
+    """What stands in a dataset: in this file itself, and no more than it can hold.
 
     HDF5 follows links and external storage into whatever the reader may read, and makes
     gigabytes of a small compressed dataset.
