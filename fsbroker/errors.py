@@ -53,6 +53,10 @@ class SpoolFull(SpoolError):
     """No space, inodes or quota left for the spool."""
 
 
+class SpoolUnsafe(SpoolError):
+    """A directory of the spool is somebody else's, or others may write in it."""
+
+
 class FileDamaged(SpoolError):
     """A file of the spool does not hold what was written."""
 

@@ -67,7 +67,8 @@ def test_a_local_file_system_is_fit(shell, tmp_path):
     code, told = shell.json("doctor")
     assert code in (cli.OK, cli.FLAWED)  # it lies in /tmp, which may be purged
     assert {topic: levels(told)[topic] for topic in RULES} == dict.fromkeys(RULES, Level.FINE)
-    assert told["recorded"] == {"lock": "flock", "durable": True, "nudge": False, "pause": 0.0}
+    settings = {"lock": "flock", "durable": True, "nudge": False, "pause": 0.0}
+    assert told["recorded"] == {**settings, "sharing": "private"}
     assert read_settings(open_spool(shell.spool).files) == Settings("flock", durable=True)
     assert sorted(path.name for path in Path(shell.spool).iterdir()) == ["spool.yaml", "users"]
     assert levels(told)["partners"] == Level.NOTE  # of other machines it says nothing

@@ -17,7 +17,9 @@ from fsbroker.environment import versions
 from fsbroker.errors import ResourceError
 from fsbroker.launch.scheduler import Scheduler
 from fsbroker.nodes import cores_of, own_slot
+from fsbroker.spool.files import is_shared
 from fsbroker.spool.jobs import VERSIONS
+from fsbroker.spool.layout import area_of
 
 NESTED = "nested"
 """The directory, in a spool, of the spool of its tasks."""
@@ -66,7 +68,9 @@ def in_task(config: Config) -> Config:
         return config
     spool, above = config.spool, {os.path.realpath(one) for one in slot["spools"]}
     while spool is not None and os.path.realpath(spool) in above:
-        spool = f"{spool}/{NESTED}"
+        # What several users share only its maker can add to; there it is in one's own area.
+        place = f"{spool}/{area_of(os.getuid())}" if is_shared(spool) else spool
+        spool = f"{place}/{NESTED}"
     if slot["nested"] and config.backend == "allocation":
         return replace(config, spool=spool)
     cores = min(config.max_workers or cores_of(slot), cores_of(slot))

@@ -27,6 +27,10 @@ from fsbroker.spool.watch import file_system
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
 
+SHARED = stat.S_ISVTX | stat.S_ISGID
+"""The mode bits of ``users/`` by which a spool is known to be shared (`sharing.py`)."""
+MOST_NAMES = 3
+"""Links that a published file has at most: its name, a temporary one, and an archived one."""
 STALE_RETRIES = 5
 """An ESTALE goes away when the path is looked up again; more than a few mean trouble."""
 
@@ -39,6 +43,10 @@ _UNWRITABLE = {
     errno.EPERM: "Check the owner and mode of the spool",
     errno.EROFS: "The file system is mounted read-only",
 }
+
+
+_NO_FILE = {errno.ELOOP: "a link", errno.ENXIO: "a socket"}
+"""What opening says of things that are no files."""
 
 
 def explain(error: OSError, path: str) -> SpoolError | None:
@@ -143,6 +151,7 @@ class Files:
         self.pause = 0.0
         self._prefix = self.root + "/"
         self.uid = os.getuid()
+        self.shared = is_shared(self.root)
         self.ticks = file_system(self.root) == "nfs"  # "nfs4" tells of each change
 
     # -- clock and chance ----------------------------------------------------------------
@@ -169,25 +178,29 @@ class Files:
         found = self._retry(os.listdir, directory)
         return [name for name in found if name[0] != "."]
 
-    def open(self, path: str) -> OpenFile:
-        """Open for reading without following links; only a regular file of this user.
+    def open(self, path: str, owner: int | None = None) -> OpenFile:
+        """Open for reading without following links; only a regular file that is one's own.
+
+        Args:
+            owner: whose it must be, if not this user's.
 
         Raises:
-            FileRefused: a link, a FIFO, a device, or a file of somebody else.
+            FileRefused: a link, a FIFO, a device, a file of somebody else, or one that others
+                may have written.
             FileNotFoundError: it is not there.
         """
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             fd = self._retry(lambda name: os.open(name, flags), path)
         except OSError as error:
-            if error.errno == errno.ELOOP:
-                raise FileRefused("Not a regular file (a link)", path) from error
+            if error.errno in _NO_FILE:
+                raise FileRefused(f"Not a regular file ({_NO_FILE[error.errno]})", path) from error
             raise
         status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or status.st_uid != self.uid:
+        wrong = _suspicion(status, self.uid if owner is None else owner)
+        if wrong:
             os.close(fd)
-            what = "a file of another user" if stat.S_ISREG(status.st_mode) else "not a file"
-            raise FileRefused(f"Not opened: {what}", path, "Remove it from the spool")
+            raise FileRefused(f"Not opened: {wrong}", path, "Remove it from the spool")
         return OpenFile(fd, path, status)
 
     def readlink(self, path: str) -> str:
@@ -199,7 +212,7 @@ class Files:
 
     def status(self, path: str) -> os.stat_result:
         """Of the name itself: links are not followed."""
-        return os.lstat(self._prefix + path)
+        return self._retry(os.lstat, path)
 
     def size(self, path: str) -> int:
         return self.status(path).st_size
@@ -208,7 +221,8 @@ class Files:
 
     def write_new(self, path: str, chunks: Sequence[Buffer], sync: bool) -> None:
         """Create a file with this content; it must not exist. Errors of fsync and close count."""
-        self._retry(lambda name: _write(name, chunks, sync), path)
+        mode = 0o640 if self.shared else None
+        self._retry(lambda name: _write(name, chunks, sync, mode), path)
 
     def link(self, source: str, path: str) -> None:
         """A second name for a file, if the name is free (`FileExistsError`)."""
@@ -227,9 +241,15 @@ class Files:
         self._retry(os.unlink, path)
 
     def mkdir(self, path: str) -> None:
-        """Create a directory for its owner alone, whatever the umask; it may exist."""
+        """Create a directory; it may exist. In a shared spool the group may look into it."""
         with suppress(FileExistsError):
             self._retry(lambda name: os.mkdir(name, 0o700), path)
+            if self.shared:
+                self.set_mode(path, 0o2750)
+
+    def set_mode(self, path: str, mode: int) -> None:
+        """Say who may use a file or directory: never left to a umask."""
+        self._retry(lambda name: os.chmod(name, mode), path)
 
     def rmdir(self, path: str) -> None:
         self._retry(os.rmdir, path)
@@ -302,10 +322,57 @@ class _NoLock:
         pass
 
 
-def _write(name: str, chunks: Sequence[Buffer], sync: bool) -> None:
+class ForeignFiles(Files):
+    """The files of another user's area, for reading: they must be that user's.
+
+    Nothing there is ours to change, a directory's times neither: where a reader touches its own
+    to see its news (NFS v3), it waits here until the owner's next change.
+
+    Args:
+        files: of the same spool. owner: the other user's uid.
+    """
+
+    def __init__(self, files: Files, owner: int) -> None:
+        super().__init__(files.root, files.lock_class)
+        self.uid = owner
+
+    def open(self, path: str, owner: int | None = None) -> OpenFile:
+        try:
+            return super().open(path, owner)
+        except SpoolUnwritable as error:  # one file that is closed to us hides no others
+            raise FileRefused("Its owner lets nobody else read it", path) from error
+
+    def touch_directory(self, path: str) -> None:
+        pass
+
+
+def _suspicion(status: os.stat_result, owner: int) -> str:
+    """Why an open file is not used; empty if it is what its owner has published."""
+    if not stat.S_ISREG(status.st_mode):
+        return "not a file"
+    if status.st_uid != owner:
+        return f"a file of another user (uid {status.st_uid}, not {owner})"
+    if status.st_mode & 0o022:
+        return f"others may write to it (mode {stat.S_IMODE(status.st_mode):04o})"
+    if status.st_nlink > MOST_NAMES:
+        return f"it has {status.st_nlink} names"
+    return ""
+
+
+def is_shared(root: str) -> bool:
+    """Whether a spool is for others, too, by the mode of ``users/`` in it."""
+    try:
+        return os.lstat(f"{root}/users").st_mode & SHARED == SHARED
+    except OSError:
+        return False
+
+
+def _write(name: str, chunks: Sequence[Buffer], sync: bool, mode: int | None = None) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(name, flags, 0o600)
     try:
+        if mode is not None:
+            os.fchmod(fd, mode)
         for chunk in chunks:
             rest = memoryview(chunk)
             while rest:

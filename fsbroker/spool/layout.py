@@ -100,7 +100,7 @@ _ATTEMPT = re.compile(r"([0-9a-f]{16})\.(\d{1,5})")
 _OUTPUT = re.compile(r"(\d{1,5})\.(out|err)")
 _SETTINGS = re.compile(r"([0-9a-f]{16})\.settings")
 _GRAVE = re.compile(r"log-[0-9a-f]{16}")
-_AREA = re.compile(r"u\d{1,10}")
+_AREA = re.compile(r"u(\d{1,10})")
 
 
 def parse_stem(stem: str) -> Stem | None:
@@ -197,6 +197,12 @@ def is_grave(name: str) -> bool:
 
 def is_area(name: str) -> bool:
     return _AREA.fullmatch(name) is not None
+
+
+def uid_of(name: str) -> int | None:
+    """Whose area this is, by its name under ``users/``."""
+    match = _AREA.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def area_of(uid: int) -> str:

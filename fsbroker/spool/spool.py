@@ -1,8 +1,8 @@
 """Creating and opening a spool.
 
 ``spool.yaml`` says what must be the same for everybody who uses the spool: the format
-version, how locks are taken there, and whether files are made durable. It is published
-like every other file, so that two first clients agree.
+version, how locks are taken there, whether files are made durable, and whom it is for
+(`sharing.py`). It is published like every other file, so that two first clients agree.
 
 What ``fsbroker doctor`` has measured is recorded there, too: by a rename over the file, which
 nothing else in a spool does. Nobody reads it twice, and no rule of the protocol rests on what
@@ -12,6 +12,7 @@ it says of locks and looks, so that old and new readers get on with each other.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -22,11 +23,16 @@ from fsbroker.errors import (
     FormatTooNew,
     SpoolError,
     SpoolMissing,
+    SpoolUnsafe,
+    SpoolUnwritable,
 )
+from fsbroker.spool import sharing
 from fsbroker.spool.files import Files, explain
 from fsbroker.spool.layout import DIRECTORIES, FORMAT, SPOOL_FILE, Area, area_of
+from fsbroker.spool.sharing import Sharing
 
 LOCK_CLASSES = ("flock", "soft", "none")
+SHARINGS = tuple(one.value for one in Sharing)
 DURABILITIES = {"fsync": True, "none": False}
 LONGEST_PAUSE = 60.0
 """Seconds between two looks: more would be no broker."""
@@ -52,12 +58,14 @@ class Settings(NamedTuple):
         lock: how `Files.try_lock` excludes. durable: sync files and names.
         nudge: readers change a directory before they conclude anything from its listing.
         pause: fewest seconds between two looks where nobody tells of changes.
+        sharing: whom the spool is for (`Sharing`).
     """
 
     lock: str
     durable: bool
     nudge: bool = False
     pause: float = 0.0
+    sharing: str = Sharing.PRIVATE.value
 
 
 def create(root: str | os.PathLike[str], *, durable: bool = True) -> Spool:
@@ -75,9 +83,10 @@ def create(root: str | os.PathLike[str], *, durable: bool = True) -> Spool:
             raise told from error
         raise SpoolMissing("Cannot create the spool", path, str(error)) from error
     files = Files(path)
+    owner = sharing.check_root(files)
     if SPOOL_FILE not in files.names(""):
         _write_settings(files, durable)
-    return _opened(files, make=True)
+    return _opened(files, owner, make=True)
 
 
 def open_spool(root: str | os.PathLike[str]) -> Spool:
@@ -88,9 +97,14 @@ def open_spool(root: str | os.PathLike[str]) -> Spool:
         FormatTooNew: a newer fsbroker made it.
     """
     path = os.path.abspath(os.fspath(root))
-    if not os.path.isdir(path) or SPOOL_FILE not in os.listdir(path):
-        raise SpoolMissing("No spool here", path, "Give the directory that holds spool.yaml")
-    return _opened(Files(path), make=False)
+    missing = SpoolMissing("No spool here", path, "Give the directory that holds spool.yaml")
+    if not os.path.isdir(path):
+        raise missing
+    files = Files(path)
+    owner = sharing.check_root(files)
+    if SPOOL_FILE not in files.names(""):
+        raise missing
+    return _opened(files, owner, make=False)
 
 
 def open_to_check(root: str | os.PathLike[str]) -> tuple[Spool, SpoolError | None]:
@@ -118,7 +132,27 @@ def renew_settings(spool: Spool) -> None:
     _write_settings(files, durable=True)
 
 
-def _opened(files: Files, *, make: bool) -> Spool:
+def share(root: str | os.PathLike[str], groups: Sequence[int]) -> Spool:
+    """Let groups use a spool, created if need be, and see the results in one's own area.
+
+    Args:
+        groups: numbers, the main one first; none: only one's own area is opened.
+
+    Raises:
+        SpoolUnwritable: somebody else made the spool. SpoolError: see `sharing.open_root`.
+    """
+    spool = create(root)
+    if groups:
+        sharing.open_root(spool.files, groups)
+        kind = Sharing.GROUP if len(groups) == 1 else Sharing.PROJECT
+        record(spool, read_settings(spool.files)._replace(sharing=kind.value))
+    if not spool.files.shared:
+        raise SpoolUnwritable("This spool is private", spool.files.root, "Name a --group")
+    sharing.open_area(spool.files, spool.area)
+    return spool
+
+
+def _opened(files: Files, owner: int, *, make: bool) -> Spool:
     settings = read_settings(files)
     files.lock_class = settings.lock
     files.ticks |= settings.nudge
@@ -126,23 +160,37 @@ def _opened(files: Files, *, make: bool) -> Spool:
     area = Area(area_of(files.uid))
     if make or "users" not in files.names(""):
         files.mkdir("users")
+    sharing.check_users(files, owner)
+    if files.shared != (settings.sharing != Sharing.PRIVATE.value):
+        raise SpoolUnsafe(
+            f"The spool is {settings.sharing}, and users/ is {'' if files.shared else 'not '}"
+            "sticky and setgid",
+            f"{files.root}/users",
+            "Its owner mends that by 'fsbroker cache share --group GROUP'",
+        )
     _make_area(files, area)
     return Spool(files, area, settings.durable)
 
 
 def _make_area(files: Files, area: Area) -> None:
-    files.mkdir(area.path)
+    if area.path.rpartition("/")[2] not in files.names("users"):
+        files.mkdir(area.path)
+        files.set_mode(area.path, sharing.mode_of(files, ""))
+    sharing.check_area(files, area)
     there = set(files.names(area.path))
     missing = [name for name in DIRECTORIES if name not in there]
     for name in missing:
         files.mkdir(f"{area.path}/{name}")
+        files.set_mode(f"{area.path}/{name}", sharing.mode_of(files, name))
     if missing:
         for directory in (area.path, "users", ""):
             files.sync_directory(directory)
 
 
 def _write_settings(files: Files, durable: bool) -> None:
-    temporary = _written(files, Settings(measure_lock(files), durable))
+    kind = Sharing.GROUP if files.shared else Sharing.PRIVATE
+    settings = Settings(measure_lock(files), durable, sharing=kind.value)
+    temporary = _written(files, settings)
     with suppress(FileExistsError):
         files.link(temporary, SPOOL_FILE)
     with suppress(OSError):  # hidden, and nobody's: no reason to have no spool
@@ -165,6 +213,7 @@ def _written(files: Files, settings: Settings) -> str:
         "format": FORMAT,
         "lock": settings.lock,
         "durability": "fsync" if settings.durable else "none",
+        "sharing": settings.sharing,
     }
     if settings.nudge:
         content["nudge"] = True
@@ -183,7 +232,7 @@ def read_settings(files: Files) -> Settings:
     """
     from fsbroker import yamlmap
 
-    with files.open(SPOOL_FILE) as file:
+    with files.open(SPOOL_FILE, sharing.check_root(files)) as file:
         text = file.read(0, min(file.size, 1 << 16))
     path = f"{files.root}/{SPOOL_FILE}"
     try:
@@ -197,6 +246,7 @@ def read_settings(files: Files) -> Settings:
             DURABILITIES[said["durability"]],
             bool(said.get("nudge", False)),
             float(said.get("pause", 0.0)),
+            str(said.get("sharing", Sharing.PRIVATE.value)),
         )
     except (ConfigError, ValueError, TypeError, KeyError) as error:
         raise FileDamaged("The spool's settings cannot be read", path) from error
@@ -205,6 +255,9 @@ def read_settings(files: Files) -> Settings:
     if settings.lock not in LOCK_CLASSES:
         known = ", ".join(LOCK_CLASSES)
         raise FileDamaged(f"Unknown lock class {settings.lock!r}; known: {known}", path)
+    if settings.sharing not in SHARINGS:
+        known = ", ".join(SHARINGS)
+        raise FileDamaged(f"Unknown sharing {settings.sharing!r}; known: {known}", path)
     return settings
 
 
