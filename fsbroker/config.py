@@ -100,7 +100,7 @@ class Config:
         flux_executor_nesting: each task of one rank has a Flux instance of its own.
         mpi: arguments of MPI launchers, by name; with {ranks}, {threads} and {nodes}.
         submit_from_jobs: whether compute nodes may submit; None: found out.
-        trust: reserved.
+        trust: whose results are used as well, in a shared spool: "alice", "@group", "bob:plain".
         plot_dependency_graph: run nothing, and draw the calls at the end.
         plot_dependency_graph_filename: draw them into this file.
         export_workflow_filename: run nothing, and write the calls to this workflow file.

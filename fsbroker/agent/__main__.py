@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 
+from fsbroker import __version__
 from fsbroker.agent.allocation import current
 from fsbroker.agent.launchers import TABLE
 from fsbroker.agent.queuejob import QueueJobs
@@ -101,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     origin = {
         "host": platform.node(),
+        "fsbroker": __version__,
         "python": sys.executable,
         "version": platform.python_version(),
         "job": allocation.job,

@@ -41,6 +41,7 @@ COMMANDS = {
     "launch": "start agents for what is open: here, or in queue jobs",
     "jobs": "the queue jobs of a spool; cancel some, or submit again after a pause",
     "import-cache": "take over the values of an executorlib cache",
+    "cache": "the results of a spool, those of others too; share it with a group",
     "gc": "remove what nobody needs any more",
     "doctor": "measure what the file system of a spool really does",
     "fsck": "check every file of a spool, and mend what can be mended",

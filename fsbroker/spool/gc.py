@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -59,11 +59,9 @@ class Usage(NamedTuple):
         return Usage(self.files + other.files, self.bytes + other.bytes)
 
 
-def usage(files: Files, area: Area) -> dict[str, Usage]:
-    """What each directory of an area holds."""
-    return {
-        name: _measure(files, f"{area.path}/{name}", _NESTED.get(name, 0)) for name in DIRECTORIES
-    }
+def usage(files: Files, area: Area, names: Iterable[str] = DIRECTORIES) -> dict[str, Usage]:
+    """What each of these directories of an area holds."""
+    return {name: _measure(files, f"{area.path}/{name}", _NESTED.get(name, 0)) for name in names}
 
 
 def _measure(files: Files, path: str, depth: int) -> Usage:

@@ -194,11 +194,11 @@ class Results:
             return None
         except FormatTooNew:
             raise  # who cannot read an outcome must not conclude that there is none
-        except FileRefused:
+        except FileRefused as refused:
             if is_seal(self._files, self._area, agent, number):
                 self._streams[agent].closed = last
                 return None
-            self.damaged[path] = FileDamaged("Not a result file", path)
+            self.damaged[path] = FileDamaged(refused.what, path, refused.cure)
         except FileDamaged as error:
             self.damaged[path] = error
         return None
@@ -274,8 +274,8 @@ class Results:
                 continue
             except FormatTooNew:
                 raise
-            except FileRefused:
-                self.damaged[path] = FileDamaged("Not a pack", path)
+            except FileRefused as refused:
+                self.damaged[path] = FileDamaged(refused.what, path)
                 continue
             self._forget_packed(file)
             for number, stem in enumerate(file.files):
