@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fsbroker.needs import Allowance, Capacity, Resources
     from fsbroker.parts import Batch
     from fsbroker.report.plan import Plan, Wish
+    from fsbroker.spool.neighbours import Neighbours
     from fsbroker.spool.spool import Spool
 
 
@@ -112,7 +113,8 @@ class ClusterExecutor(concurrent.futures.Executor):
         made = self._spool = create(_directory(self._config, spool), durable=keep)
         with _removed_on_failure(made, keep=keep):
             back = self._back = _backend(made, self._config)
-            loop = self._loop = ClientLoop(made, back.agents, _habits(self._config))
+            others = _neighbours(made, self._config)
+            loop = self._loop = ClientLoop(made, back.agents, _habits(self._config), others)
             self._submitter = Submitter(loop, back.capacity, terms)
         # Collected without `shutdown`, it takes no more calls; futures still resolve.
         self._finalizer = weakref.finalize(self, loop.close)
@@ -364,6 +366,16 @@ def _wish(config: Config) -> Wish | None:
     from fsbroker.report.plan import Wish
 
     return Wish(config.plot_dependency_graph, drawing, workflow)
+
+
+def _neighbours(spool: Spool, config: Config) -> Neighbours | None:
+    """Whose results may be used as well, in a shared spool."""
+    if not config.trust or not spool.files.shared:
+        return None
+    from fsbroker.spool.neighbours import Neighbours
+    from fsbroker.spool.trust import Trusted
+
+    return Neighbours(spool, Trusted(config.trust))
 
 
 def _site_keys(config: Config) -> frozenset[str]:

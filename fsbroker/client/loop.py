@@ -23,11 +23,12 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from fsbroker.client.deferral import Deferral
 from fsbroker.client.outcomes import Reader, log_sizes
 from fsbroker.client.session import MISSED, ClientSession, Lane
 from fsbroker.errors import (
@@ -47,6 +48,7 @@ from fsbroker.spool.files import explain
 from fsbroker.spool.index import Found
 from fsbroker.spool.layout import MAX_ROWS
 from fsbroker.spool.log import State
+from fsbroker.spool.neighbours import Neighbours
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import Arguments, FunctionEntry, TaskRow
@@ -150,9 +152,16 @@ class ClientLoop:
 
     Args:
         habits: what differs from the rule.
+        neighbours: whose results are used as well; None: nobody's.
     """
 
-    def __init__(self, spool: Spool, agents: Agents | None, habits: Habits | None = None) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        agents: Agents | None,
+        habits: Habits | None = None,
+        neighbours: Neighbours | None = None,
+    ) -> None:
         self.spool = spool
         self._habits = habits or Habits()
         self._keep = self._habits.keep
@@ -164,12 +173,13 @@ class ClientLoop:
         self.put: Callable[[Submitted | Attach | None], None] = self._outbox.put
         self.lock = threading.RLock()
         self._idle = threading.Condition(self.lock)
-        self._session: ClientSession[Future] = ClientSession(spool, _key_of, _moved)
+        self._session: ClientSession[Future] = ClientSession(spool, _key_of, _moved, neighbours)
         self._reader = Reader(spool, self._session.results)
         self._open: dict[bytes, Future] = {}
         self._named: dict[bytes, bytes] = {}
         self._unbound: list[Submitted | Attach] = []
         self._deferred: set[Future] = set()
+        self._deferral = Deferral(neighbours) if neighbours is not None else None
         self._callbacks: deque[Future] = deque()
         self._calling = 0
         self._shapes: dict[str, None] = {}
@@ -218,6 +228,7 @@ class ClientLoop:
     def finish(self) -> None:
         """See to what must be there when the interpreter has ended."""
         self.drain()
+        self.hurry()
         if not self._keep:  # nobody will ever see what comes of it later
             self.close()
             self.wait()
@@ -277,9 +288,16 @@ class ClientLoop:
             families = [len(self._family(first)) for first in self._open.values()]
             return self._outbox.qsize() + sum(families) + len(self._deferred)
 
+    def hurry(self) -> None:
+        """Publish what was put off because others compute it: nobody here will wait for them."""
+        with self.lock, suppress(OSError, SpoolError):
+            if self._deferral is not None:
+                self._deferral.ended = True
+                self._look_after_put_off()
+
     def unpublished(self) -> int:
         """How many calls are not in the spool, after a `flush`, because file calls fail."""
-        return len(self._unbound)
+        return len(self._unbound) + len(self._deferral.calls if self._deferral else ())
 
     def _is_in_thread(self) -> bool:
         return threading.current_thread() is self.thread
@@ -631,8 +649,10 @@ class ClientLoop:
     def _bind(self, calls: Sequence[Submitted | Attach]) -> None:
         keys = [_key_of(item.future) for item in calls]
         outcomes, running = self._session.look_up(keys) if keys else ({}, {})
+        outcomes |= self._taken_over(calls, outcomes, running)
         if not outcomes and not running and not any(isinstance(item, Attach) for item in calls):
-            self._publish([(item, 0) for item in calls])  # type: ignore[misc]
+            new = [(item, 0) for item in calls]
+            self._publish(self._deferral.without(new) if self._deferral else new)  # type: ignore[arg-type]
             return
         fresh: list[tuple[Submitted, int]] = []
         ended: list[tuple[Future, Found]] = []
@@ -653,7 +673,58 @@ class ClientLoop:
         gone = dict(self._deliver_found(ended))
         if gone:
             fresh += self._computed_anew(gone, calls, outcomes)
-        self._publish(fresh)
+        self._publish(self._deferral.without(fresh) if self._deferral else fresh)
+
+    # -- what others have, or will have --------------------------------------------------
+
+    def _taken_over(
+        self,
+        calls: Sequence[Submitted | Attach],
+        outcomes: Mapping[bytes, Found],
+        running: Container[bytes],
+    ) -> dict[bytes, Found]:
+        """Values that others have of calls that would have to run here.
+
+        What they are computing is put off. Their tasks are looked at first: what ends
+        meanwhile is found by its outcome.
+        """
+        if self._deferral is None:
+            return {}
+        done = {key for key, found in outcomes.items() if found.status == Status.DONE}
+        wanted = {
+            item.call.key: item
+            for item in calls
+            if isinstance(item, Submitted)
+            and item.order.cache == "reuse"
+            and item.call.key not in done
+            and item.call.key not in running
+        }
+        pending = self._deferral.pending(wanted)
+        found = self._adopt(wanted.values())
+        put_off = pending - found.keys()
+        self._deferral.calls |= {key: item for key, item in wanted.items() if key in put_off}
+        return found
+
+    def _adopt(self, calls: Iterable[Submitted]) -> dict[bytes, Found]:
+        with suppress(OSError, SpoolError):  # they are computed here, then
+            return self._session.adopt({one.call.key: one.call.descriptor for one in calls})
+        return {}
+
+    def _look_after_put_off(self) -> None:
+        """Deliver what others have finished; publish what they will not, and what hangs on it."""
+        if self._deferral is None or not self._deferral.calls:
+            return
+        calls = self._deferral.take()
+        pending = self._deferral.pending(calls)
+        found = self._adopt(calls.values())
+        put_off = pending - found.keys()
+        self._deferral.calls = {key: item for key, item in calls.items() if key in put_off}
+        self._fail_gone(
+            self._deliver_found([(calls[key].future, where) for key, where in found.items()])
+        )
+        rest = [(item, 0) for key, item in calls.items() if key not in found]
+        if due := self._deferral.without(rest):
+            self._bind_all([*self._unbound, *(item for item, _ in due)])
 
     def _computed_anew(
         self,
@@ -770,6 +841,7 @@ class ClientLoop:
         return found
 
     def _check(self) -> None:
+        self._look_after_put_off()
         checked = self._session.check()
         self._fail_gone(self._deliver_found(checked.elsewhere))
         self._read_again()

@@ -32,6 +32,7 @@ from fsbroker.spool.log import (
     ranges_of,
     rows_of,
 )
+from fsbroker.spool.neighbours import Neighbours
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import FunctionEntry, Limits, TaskRow
@@ -95,6 +96,7 @@ class ClientSession(Generic[Ticket]):
     Args:
         key_of: the key of a ticket.
         moved: told when a ticket is bound to another row than that it was published with.
+        neighbours: whose results may be used as well; None: nobody's.
 
     Attributes:
         ident: what its records in logs are signed with.
@@ -106,9 +108,11 @@ class ClientSession(Generic[Ticket]):
         spool: Spool,
         key_of: Callable[[Ticket], bytes],
         moved: Callable[[Ticket, str, int], None] = _ignore,
+        neighbours: Neighbours | None = None,
     ) -> None:
         self._key_of = key_of
         self._moved = moved
+        self._neighbours = neighbours
         self._files, self._area, self._durable = spool
         self.ident: str = self._files.token()
         self.live = LiveFiles(self._files, self._area)
@@ -144,6 +148,19 @@ class ClientSession(Generic[Ticket]):
             # them they must survive a power loss.
             self._files.sync_directory(self._area.tasks)
         return outcomes, running
+
+    def adopt(self, calls: Mapping[bytes, bytes]) -> dict[bytes, Found]:
+        """What others whom this user trusts have of these calls, taken over.
+
+        Args:
+            calls: descriptors by key.
+        """
+        if self._neighbours is None or not calls:
+            return {}
+        keys = self._neighbours.adopt(calls)
+        if keys:
+            self.results.poll(deep=True)
+        return {key: found for key in keys if (found := self.results.find(key)) is not None}
 
     def _may_run(
         self, rows: dict[bytes, list[tuple[LiveFile, int]]]
