@@ -16,6 +16,7 @@ import pytest
 
 from tests.groups import GROUPS, required
 from tests.testbed.flux import Instance
+from tests.testbed.lab import Lab, Labmates
 from tests.testbed.powerloss import PowerLossDisk
 from tests.testbed.slurm import Cluster
 from tests.testbed.users import Accounts
@@ -133,9 +134,27 @@ def power_loss_disk(request: pytest.FixtureRequest) -> Iterator[PowerLossDisk]:
 
 @pytest.fixture(scope="session")
 def accounts() -> Iterator[Accounts]:
-    """Two other users of this machine, `.a` and `.b`; mark the test `users`."""
+    """Other users of this machine, `.a`, `.b` and `.c`; mark the test `users`."""
     with Accounts() as accounts:
         yield accounts
+
+
+@pytest.fixture(scope="session")
+def labmates(accounts: Accounts) -> Iterator[Labmates]:
+    """The hands behind `lab`; tests ask for that."""
+    with Labmates(accounts) as mates:
+        yield mates
+
+
+@pytest.fixture
+def lab(labmates: Labmates) -> Iterator[Lab]:
+    """A spool that three users share; mark the test `users`."""
+    lab = Lab(labmates)
+    try:
+        lab.share()
+        yield lab
+    finally:
+        lab.remove()
 
 
 @pytest.fixture(scope="session")

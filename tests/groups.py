@@ -124,7 +124,7 @@ GROUPS = {
     for group in (
         Group("mpich", "MPICH: mpiexec and an mpi4py that loads it", lambda: _mpi("mpich")),
         Group("openmpi", "Open MPI: mpiexec and an mpi4py that loads it", lambda: _mpi("openmpi")),
-        Group("users", "root, to act as two other users", _users),
+        Group("users", "root, to act as three other users", _users),
         Group("nfs", "NFS client and server in a User-Mode Linux kernel", _nfs),
         Group("powerloss", "root, loop devices, mkfs.ext4 and mkfs.xfs", _powerloss),
         Group("strace", "strace, to make system calls fail", _strace),

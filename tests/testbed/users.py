@@ -1,4 +1,4 @@
-"""Two other users of this machine, to act as.
+"""Three other users of this machine, to act as.
 
     with Accounts() as accounts:
         run_as(accounts.a, [accounts.python, "-c", "..."])
@@ -28,7 +28,7 @@ from typing import Any
 from tests.testbed import leftovers
 
 PREFIX = "fsbroker-users"
-ACCOUNT = re.compile(r"fsbt[ab](\d+\.\d+)")
+ACCOUNT = re.compile(r"fsbt[abc](\d+\.\d+)")
 REPOSITORY = Path(__file__).resolve().parents[2]
 TRY = "import fsbroker, cloudpickle, filelock, h5py, numpy, watchdog, yaml"
 
@@ -44,12 +44,12 @@ class User:
 
 
 class Accounts:
-    """Two accounts, and a group that both are in.
+    """Three accounts, and a group that all are in.
 
     Attributes:
-        a, b: the accounts; each has a group of its own and a private home.
+        a, b, c: the accounts; each has a group of its own and a private home.
         group: the number of the group that they share.
-        python: an interpreter that both can run, with fsbroker in it.
+        python: an interpreter that all can run, with fsbroker in it.
         public: a directory that everybody may enter and nobody else may write.
     """
 
@@ -73,7 +73,7 @@ class Accounts:
         owner = leftovers.owner()
         shared = f"fsbts{owner}"
         _admin("groupadd", shared)
-        for letter in "ab":
+        for letter in "abc":
             name, home = f"fsbt{letter}{owner}", self.public / letter
             _admin(
                 *("useradd", "--create-home", "--home-dir", home, "--user-group"),
@@ -88,6 +88,7 @@ class Accounts:
 
     a: User
     b: User
+    c: User
     group: int
     python: str
 
@@ -150,7 +151,7 @@ def _delete(owner: str) -> None:
     """Remove the accounts of one session, and end what still runs as them."""
     for line in _lines("/etc/passwd"):
         name, _, uid, *_ = line.split(":")
-        if name in (f"fsbta{owner}", f"fsbtb{owner}"):
+        if name in {f"fsbt{letter}{owner}" for letter in "abc"}:
             for pid in _processes_of(int(uid)):
                 os.kill(pid, signal.SIGKILL)
             _admin("userdel", "--force", name)
