@@ -202,7 +202,8 @@ def test_a_program_of_several_ranks(site: Site, compiled: Any) -> None:
     argv = [str(compiled("mpich"))]
     told = client.submit(program, argv, resource_dict={"cores": 2}).result(LIMIT)
     assert [line[:2] for line in told[0]] == [["0", "2"], ["1", "2"]]
-    several = client.submit(program, argv, resource_dict={"cores": 2, "num_nodes": 2})
+    wishes = {"cores": 2, "num_nodes": 2, "cache": "refresh"}
+    several = client.submit(program, argv, resource_dict=wishes)
     with pytest.raises(errors.ResourceError, match=r"hold their cores.*2 ranks on 2 nodes"):
         several.result(LIMIT)
 
@@ -211,6 +212,7 @@ def test_a_program_of_several_ranks(site: Site, compiled: Any) -> None:
 
 
 @pytest.mark.mpich
+@pytest.mark.timeout(400)
 def test_demo_is_the_same_here_and_there(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Locally, with a job for each task, and with pilots: the same keys and numbers."""
     pytest.importorskip("ase")
