@@ -235,7 +235,9 @@ class TestContract:
 
 
 class TestRefused:
-    @pytest.mark.parametrize("queue", [{"partition": "nope"}, {"constraint": "no(|pe"}])
+    @pytest.mark.parametrize(
+        "queue", [{"partition": "nope"}, {"constraint": "no(|pe"}, {"account": "no \" '"}]
+    )
     def test_what_the_site_has_not(self, site: Site, asked: Request, queue: Any) -> None:
         with pytest.raises(ResourceError, match="refuses the job"):
             site.scheduler.submit(replace(asked, queue=queue))

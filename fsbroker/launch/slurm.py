@@ -95,7 +95,8 @@ job that had too much is FAILED, and only its output says why."""
 _REFUSED = re.compile(
     r"Batch job submission failed: (?!.*(?:Socket timed out|Unable to contact|"
     r"Zero Bytes were transmitted|Connection refused|Slurm temporarily unable|try again))"
-    r"|sbatch: (?:unrecognized|invalid) option|sbatch: error: Invalid .* specification",
+    r"|sbatch: (?:unrecognized|invalid) option|sbatch: error: Invalid .* specification"
+    r"|sbatch: fatal: \S+: line \d+: ",  # of the script: an option's quotes, for one
     re.IGNORECASE,
 )
 """What sbatch says when the controller, or sbatch by itself, has said no. An answer that got
