@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import sys
 import time
 from collections.abc import Iterator
@@ -115,6 +116,16 @@ def test_a_launcher_of_the_site(slurm: Cluster, tmp_path: Path) -> None:
 
 
 # -- commands ----------------------------------------------------------------------------
+
+
+def test_a_workflow_file(slurm: Cluster, tmp_path: Path, shell: Shell) -> None:
+    flow = tmp_path / "flow.json"
+    with ClusterExecutor(export_workflow_filename=flow) as executor:
+        first = executor.submit(statistics.fmean, data=[1, 2, 6])
+        executor.submit(statistics.fmean, data=[first, 5])
+    code, told = shell.json("run", str(flow), "--backend", "slurm")
+    assert (code, told["outputs"]) == (cli.OK, {"result": 4.0})
+    assert len(jobs_of(tmp_path / "spool")) == told["tasks"] == 2
 
 
 def test_cancelling_queue_jobs(slurm: Cluster, tmp_path: Path, shell: Shell) -> None:
