@@ -30,8 +30,17 @@ def own_slot() -> dict[str, Any] | None:
 
 
 def slot_in(variables: Mapping[str, str]) -> dict[str, Any] | None:
-    """What the task has that these variables are of."""
-    return dict(json.loads(variables[SLOT])) if SLOT in variables else None
+    """What the task has that these variables are of; None in jobs that a task has submitted.
+
+    Those inherit its variables, and have cores of their own.
+    """
+    slot = dict(json.loads(variables.get(SLOT, "{}")))
+    return slot if slot and slot.get("job", "") == job_of(variables) else None
+
+
+def job_of(variables: Mapping[str, str]) -> str:
+    """The job of SLURM that a process belongs to; "" if none."""
+    return variables.get("SLURM_JOB_ID", "")
 
 
 def cores_of(slot: Mapping[str, Any]) -> int:

@@ -29,9 +29,10 @@ from fsbroker.agent import launchers, processes
 from fsbroker.agent.launchers import TABLE, Launch
 from fsbroker.agent.memory import memory_of
 from fsbroker.agent.mpi import MpiWorker
-from fsbroker.agent.processes import Settings
+from fsbroker.agent.processes import Settings, environment
 from fsbroker.agent.workers import SerialWorker
 from fsbroker.launch.local import visible_gpus
+from fsbroker.nodes import slot_in
 from tests.test_mpi import BOTH, under
 from tests.test_workers import MARK, Bench, settings, wait_for
 from tests.testbed.mpi import find
@@ -193,6 +194,13 @@ class TestResources:
         assert found.cpus == tuple(sorted(os.sched_getaffinity(0)))
         assert (found.ranks, found.threads_per_core) == (1, len(found.cpus))
         assert found.gpus == visible_gpus()
+
+    def test_in_a_job_that_a_task_has_submitted(self, settings: Settings) -> None:
+        """It has the task's variables, and none of its cores."""
+        variables = environment(settings, {"SLURM_JOB_ID": "7"})
+        assert slot_in(variables)
+        assert slot_in({**variables, "SLURM_JOB_ID": "8"}) is None
+        assert slot_in({**environment(settings, {}), "SLURM_JOB_ID": "8"}) is None
 
     def test_no_module_takes_the_functions_place(self) -> None:
         for module in pkgutil.iter_modules(fsbroker.__path__):

@@ -22,7 +22,7 @@ from fsbroker.agent.guardian import KILL_AFTER
 from fsbroker.agent.launchers import TABLE, on_this_node
 from fsbroker.agent.memory import Excess
 from fsbroker.errors import OutOfMemory
-from fsbroker.nodes import SLOT, slot_in
+from fsbroker.nodes import SLOT, job_of, slot_in
 from fsbroker.spool.layout import Area
 
 THREAD_VARIABLES = (
@@ -183,7 +183,7 @@ def task_environment(slot: Mapping[str, Any], base: Mapping[str, str]) -> dict[s
     if "SLURM_JOB_ID" in base:
         found = {k: v for k, v in found.items() if not k.startswith(_SRUN_OPTIONS)}
         found.update(_srun_options(slot))
-    found[SLOT] = json.dumps(slot)
+    found[SLOT] = json.dumps({**slot, "job": job_of(base)})
     return found
 
 
