@@ -17,7 +17,7 @@ import signal
 import time
 from array import array
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -228,14 +228,15 @@ class Agent:
         self._watch = watch(directory, self._wake, self._plan.watch, pause=files.pause)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._told_to_end)
-        self.session.join()
         try:
+            while not (self._tried(self.session.join) or self._over):
+                pass
             self._wake()  # of what is there already nobody will tell
             self._jobs.compare()
             if self._walltime.ask():
                 self._selector.register(self._walltime, selectors.EVENT_READ, self._walltime)
             while not self._over:
-                self._try_turn()
+                self._tried(self._turn)
             self._wind_up()
             if (newer := self.session.live.newer()) is not None:
                 raise newer
@@ -297,10 +298,10 @@ class Agent:
         if newer is None:
             self._jobs.succeed(self.session.ready_rows(), self._walltime.until_end())
 
-    def _try_turn(self) -> None:
-        """A turn; where file calls fail, the workers run on, and it is tried again in a while."""
+    def _tried(self, step: Callable[[], object]) -> bool:
+        """Take a step; where file calls fail, False after a pause. Workers run on meanwhile."""
         try:
-            self._turn()
+            step()
             self._trouble_since, self._retry_after = None, RETRY
         except OSError as error:
             now = time.monotonic()
@@ -311,6 +312,8 @@ class Agent:
             self._retry_after = min(2 * self._retry_after, LONGEST_RETRY)
             with suppress(OSError, SpoolError):
                 self.session.beat()  # who is silent for long is taken for dead
+            return False
+        return True
 
     def _spool_is_gone(self) -> bool:
         try:
