@@ -22,6 +22,7 @@ from tests.testbed.slurm import Cluster
 from tests.testbed.users import Accounts
 
 REQUIRED = pytest.StashKey[frozenset[str]]()
+EXCUSED = pytest.StashKey[bool]()
 SELECTED = pytest.StashKey[frozenset[str]]()
 
 
@@ -57,9 +58,11 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("long") and not item.config.getoption("--long"):
+        item.stash[EXCUSED] = True
         pytest.skip("takes minutes: --long")
     for name in groups_of(item):
         if reason := GROUPS[name].missing():
+            item.stash[EXCUSED] = name not in item.config.stash[REQUIRED]
             pytest.skip(f"{name}: {reason}")
 
 
@@ -67,11 +70,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Iterator[pytest.TestReport]:
-    """A skip, from whichever line, is a failure in a group that is required."""
+    """A skip, from whichever line, is a failure in a group that is required.
+
+    Unless another group, which is not required, is what is missing, or the time for it.
+    """
     report = yield
     report.groups = groups_of(item)  # for the summary
     needed = item.config.stash[REQUIRED].intersection(report.groups)
-    if report.skipped and needed and not hasattr(report, "wasxfail"):
+    excused = item.stash.get(EXCUSED, False) or hasattr(report, "wasxfail")
+    if report.skipped and needed and not excused:
         report.outcome = "failed"
         report.longrepr = f"required by FSBROKER_REQUIRE, but skipped: {_reason(report)}"
     return report

@@ -42,7 +42,7 @@ def test_every_promise_is_kept_at_every_step(kind):
 
 WRITE, SYNC = spool_files._write, spool_files._sync_directory
 MUTANTS = {
-    "fsync of files": ("_write", lambda name, chunks, sync: WRITE(name, chunks, sync and False)),
+    "fsync of files": ("_write", lambda name, chunks, _, mode: WRITE(name, chunks, False, mode)),
     "fsync of directories": ("_sync_directory", lambda name: None),
     "fsync of tasks/": (
         "_sync_directory",

@@ -21,6 +21,14 @@ def test_skips_itself(): pytest.skip("no reason")
 @pytest.mark.kernel
 def test_runs(): pass
 
+@pytest.mark.strace
+@pytest.mark.flux
+def test_needs_two(): pass
+
+@pytest.mark.kernel
+@pytest.mark.long
+def test_takes_minutes(): pass
+
 @pytest.mark.parametrize("name", ["nfs"])
 def test_needs_nothing(name): pass
 """
@@ -59,8 +67,9 @@ def lines_of(said, group):
 def test_what_cannot_run_is_skipped_and_the_summary_says_why(suite):
     status, said = suite()
     assert status == 0
-    assert lines_of(said, "flux") == [["flux", "0", "ran", "1", "skipped", "flux: no flux"]]
-    assert lines_of(said, "kernel") == [["kernel", "1", "ran", "1", "skipped", "no reason"]]
+    assert lines_of(said, "flux") == [["flux", "0", "ran", "2", "skipped", "flux: no flux"]]
+    why = "no reason; takes minutes: --long"
+    assert lines_of(said, "kernel") == [["kernel", "1", "ran", "2", "skipped", why]]
     assert "no group       1 ran" in said
 
 
@@ -69,6 +78,16 @@ def test_a_required_group_must_not_be_skipped(suite, group):
     status, said = suite(require=f"{group}, kernel")
     assert status == 1
     assert "required by FSBROKER_REQUIRE, but skipped" in said
+
+
+@pytest.mark.parametrize(("require", "status"), [("strace", 0), ("strace,flux", 1)])
+def test_it_may_for_another_group_that_is_missing(suite, require, status):
+    assert suite("-k", "two", require=require)[0] == status
+
+
+def test_it_may_for_time(suite):
+    assert suite("-k", "minutes", require="kernel")[0] == 0
+    assert "1 passed" in suite("-k", "minutes", "--long", require="kernel")[1]
 
 
 def test_a_required_group_must_have_tests(suite):
