@@ -23,7 +23,6 @@ from tests.testbed.users import Accounts
 
 REQUIRED = pytest.StashKey[frozenset[str]]()
 EXCUSED = pytest.StashKey[bool]()
-SELECTED = pytest.StashKey[frozenset[str]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,11 +47,6 @@ def pytest_configure(config: pytest.Config) -> None:
 def groups_of(item: pytest.Item) -> list[str]:
     # Its markers; `item.keywords` would have the names of files and parameters too.
     return sorted({mark.name for mark in item.iter_markers() if mark.name in GROUPS})
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    names = frozenset(name for item in session.items for name in groups_of(item))
-    session.config.stash[SELECTED] = names
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -96,7 +90,12 @@ def _absent(config: pytest.Config) -> list[str]:
     whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     if not whole or option.keyword or option.markexpr or option.collectonly:
         return []
-    return sorted(config.stash[REQUIRED] - config.stash.get(SELECTED, frozenset()))
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is None:  # one of several processes: only the first knows of all tests
+        return []
+    told = (report for some in terminal.stats.values() for report in some)
+    seen = {name for report in told for name in getattr(report, "groups", ())}
+    return sorted(config.stash[REQUIRED] - seen)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -15,12 +15,15 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
+PYTEST = "-m pytest --numprocesses=2 --dist=loadfile"
+
 # Answers questions as the real one; makes "environments" of copies of itself.
 PYTHON = f"""#!/bin/sh
 case "$1 ${{2:-}}" in
     *ensurepip*) [ -z "${{NO_VENV:-}}" ] || exit 1 ;;
     "-c "*) exec {shlex.quote(sys.executable)} "$@" ;;
-    "-m venv") for venv; do :; done; mkdir -p "$venv/bin"; cp "$0" "$venv/bin/python" ;;
+    "-m venv") for venv; do :; done; mkdir -p "$venv/bin"; cp "$0" "$venv/bin/python"
+        cp "$0" "$venv/bin/rocrate-validator" ;;
 esac
 printf '%s\\n' "$*" >>"$LOG"
 """
@@ -65,9 +68,9 @@ def test_the_first_run_sets_up_and_later_ones_do_not(clone):
     assert done.returncode == 0, done.stderr
     assert calls[0] == f"-m venv --clear {clone}/.venv"
     assert install(calls)[0].endswith(f"--editable {clone}[test]")
-    assert calls[-1] == "-m pytest -k a b"
+    assert calls[-1] == f"{PYTEST} -k a b"
     _, calls = run(clone, "test")
-    assert calls == ["-m pytest"]
+    assert calls == [PYTEST]
 
 
 def test_new_requirements_are_installed_into_the_same_environment(clone):
@@ -127,7 +130,7 @@ def test_it_can_be_called_through_a_link(clone):
     link.symlink_to(clone)
     run(clone, "test")
     _, calls = run(link, "test")
-    assert calls == ["-m pytest"]
+    assert calls == [PYTEST]
 
 
 @pytest.mark.parametrize("args", [(), ("help",), ("--help",)])

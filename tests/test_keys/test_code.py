@@ -157,7 +157,7 @@ LIBRARY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("fn", LIBRARY, ids=repr)
+@pytest.mark.parametrize("fn", LIBRARY, ids=lambda fn: repr(fn).partition(" at 0x")[0])
 def test_functions_of_libraries(fn):
     record = identify(fn)
     assert record.call(((1, 2),), {}).key == record.call(((1, 2),), {}).key
