@@ -24,7 +24,8 @@ from fsbroker.errors import ResourceError
 from fsbroker.future import Future
 
 if TYPE_CHECKING:
-    from fsbroker.client.loop import Agents, ClientLoop, Habits
+    from fsbroker.client.agents import Agents
+    from fsbroker.client.loop import ClientLoop, Habits
     from fsbroker.client.submitter import Preset, Submitter
     from fsbroker.config import Config
     from fsbroker.needs import Allowance, Capacity, Resources

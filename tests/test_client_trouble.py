@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from fsbroker import ClusterExecutor
-from fsbroker.client import loop
+from fsbroker.client import loop, trouble
 from fsbroker.errors import (
     FileDamaged,
     SpoolError,
@@ -32,7 +32,7 @@ PATIENCE = 30.0
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch):
     """What is 30 seconds for a user is one for a test."""
-    monkeypatch.setattr(loop, "PATIENCE", 1.0)
+    monkeypatch.setattr(trouble, "PATIENCE", 1.0)
     monkeypatch.setattr(loop, "CHECK_EVERY", 0.2)
     monkeypatch.setattr(local, "PAUSE", 0.1)
 
@@ -154,7 +154,7 @@ def test_read_only_while_waiting(disk, monkeypatch):
     assert started.wait(PATIENCE)
     remount(disk, "ro")
     monkeypatch.undo()
-    monkeypatch.setattr(loop, "PATIENCE", 1.0)
+    monkeypatch.setattr(trouble, "PATIENCE", 1.0)
     with pytest.raises(SpoolUnwritable, match="read-only") as caught:
         future.result(PATIENCE)
     assert str(disk) in str(caught.value)
@@ -220,7 +220,7 @@ def test_a_bug_in_the_thread_reaches_the_futures(tmp_path, monkeypatch):
     def broken(_):
         raise AssertionError("a bug")
 
-    monkeypatch.setattr(executor._loop, "_bind", broken)
+    monkeypatch.setattr(executor._loop._binder, "_bind", broken)
     future = executor.submit(pow, 1, 2)
     with pytest.raises(AssertionError, match="a bug"):
         future.result(PATIENCE)

@@ -31,7 +31,7 @@ def exe(tmp_path_factory):
 
 def nothing_was_submitted(executor) -> bool:
     executor._loop.flush(10)
-    return not list(executor.futures("")) and executor._loop._has_no_future()
+    return not list(executor.futures("")) and executor._loop._waiting.is_empty()
 
 
 @pytest.mark.parametrize("unknown", ["core", "gpu", "walltime", "Cores", "", 1, None])

@@ -1,8 +1,9 @@
 """Calls that a trusted user is already having computed: put off, never given up.
 
-    Deferral.pending(keys)       those that somebody else will bring to an end, by all we can tell
+    Deferral.taken_over(calls)   what others have of them; those that they will bring to an end,
+                                 by all we can tell, are put off
     Deferral.without(calls)      those that are not put off, nor wait for one that is
-    Deferral.take()              those that were put off, to be looked at again
+    Deferral.look()              which of those that were put off have ended, or are not any more
 
 A call is put off while a row of its key stands in the area of a user whose code is trusted, and
 that row was neither cancelled nor has it ended, and either an agent that is not known to be dead
@@ -16,19 +17,21 @@ Until then the call is in the memory of its client, which publishes it when it e
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fsbroker.errors import SpoolError
 from fsbroker.spool import presence
+from fsbroker.spool.index import Found
 from fsbroker.spool.live import LiveFile, LiveFiles
 from fsbroker.spool.log import Retired, State
 from fsbroker.spool.neighbours import Neighbour, Neighbours
 from fsbroker.spool.trust import Trust
 
 if TYPE_CHECKING:
-    from fsbroker.client.loop import Submitted
+    from fsbroker.client.outbox import Submitted
+    from fsbroker.future import Future
 
 _DEFERRALS: weakref.WeakSet[Deferral] = weakref.WeakSet()
 
@@ -41,19 +44,48 @@ SILENCE = presence.LEASE
 class Deferral:
     """What others are computing, from the point of view of one client.
 
+    Args:
+        adopt: takes over what others have of calls, given their descriptors by key.
+
     Attributes:
         calls: what is put off, by key, in the order of submission.
         ended: nothing is put off any more: the client is about to end.
     """
 
-    def __init__(self, neighbours: Neighbours) -> None:
+    def __init__(
+        self,
+        neighbours: Neighbours,
+        adopt: Callable[[Mapping[bytes, bytes]], dict[bytes, Found]],
+    ) -> None:
         self._neighbours = neighbours
+        self._adopt = adopt
         self._views: dict[int, _View] = {}
         self.calls: dict[bytes, Submitted] = {}
         self.ended = False
         _DEFERRALS.add(self)
 
-    def take(self) -> dict[bytes, Submitted]:
+    def taken_over(self, wanted: Mapping[bytes, Submitted]) -> dict[bytes, Found]:
+        """Values that others have of these calls; what they are computing is put off.
+
+        Their tasks are looked at first: what ends meanwhile is found by its outcome.
+        """
+        pending = self._pending(wanted)
+        found: dict[bytes, Found] = {}
+        with suppress(OSError, SpoolError):  # they are computed here, then
+            found = self._adopt({key: item.call.descriptor for key, item in wanted.items()})
+        put_off = pending - found.keys()
+        self.calls |= {key: item for key, item in wanted.items() if key in put_off}
+        return found
+
+    def look(self) -> tuple[list[tuple[Future, Found]], list[Submitted]]:
+        """What was put off: futures whose outcomes are there, and calls that are due here."""
+        calls = self._take()
+        found = self.taken_over(calls)
+        rest = [(item, 0) for key, item in calls.items() if key not in found]
+        ended = [(calls[key].future, where) for key, where in found.items()]
+        return ended, [item for item, _ in self.without(rest)]
+
+    def _take(self) -> dict[bytes, Submitted]:
         """What was put off and is still wanted: it is no longer put off."""
         taken, self.calls = self.calls, {}
         return {key: item for key, item in taken.items() if item.future.is_pending()}
@@ -72,7 +104,7 @@ class Deferral:
             self.calls[item.call.key] = item
         return item.call.key in self.calls
 
-    def pending(self, keys: Iterable[bytes]) -> set[bytes]:
+    def _pending(self, keys: Iterable[bytes]) -> set[bytes]:
         """Those of the keys that need not be run here for now."""
         wanted = [] if self.ended else list(keys)
         found: set[bytes] = set()

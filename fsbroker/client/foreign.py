@@ -16,7 +16,8 @@ from concurrent.futures import Future as AnyFuture
 from contextlib import suppress
 from typing import Any
 
-from fsbroker.client.loop import ClientLoop, Submitted
+from fsbroker.client.loop import ClientLoop
+from fsbroker.client.outbox import Submitted
 from fsbroker.future import Future, addressed_in
 from fsbroker.parts import content_of
 from fsbroker.pickling import Foreign, ForeignFutures, dependency_of

@@ -22,7 +22,8 @@ import cloudpickle
 
 from fsbroker import keys
 from fsbroker.client.foreign import Arguments, Deferred
-from fsbroker.client.loop import ROOTS, ClientLoop, Order, Submitted
+from fsbroker.client.loop import ROOTS, ClientLoop
+from fsbroker.client.outbox import Order, Submitted
 from fsbroker.client.session import Lane
 from fsbroker.environment import environment, own_path
 from fsbroker.errors import CannotPickle, ResourceError

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from fsbroker.agent.session import AgentSession, Claim
 from fsbroker.client.again import Again
+from fsbroker.client.delivery import UNREADABLE
 from fsbroker.client.history import History
-from fsbroker.client.loop import UNREADABLE
 from fsbroker.client.session import ClientSession, Ended
 from fsbroker.errors import SpoolError, TaskLost
 from fsbroker.spool import gc
