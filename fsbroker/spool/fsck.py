@@ -508,8 +508,7 @@ def unfinished(files: Files, area: Area, stem: str, sound: Sound) -> dict[str, l
 def alive(files: Files, area: Area) -> Iterator[str]:
     """Agents that may be at work: present, not sealed, and not known to be dead."""
     for one in presence.listing(files, area):
-        numbers = streams.entries(files, area, one.agent)
-        if numbers and streams.is_seal(files, area, one.agent, numbers[-1]):
+        if streams.is_sealed(files, area, one.agent):
             continue
         described = presence.about(files, area, one)
         if not (described and presence.is_dead_process(described)):

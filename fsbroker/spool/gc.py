@@ -316,7 +316,7 @@ class _Survey:
         """Sealed, and without rows that somebody has still to take over."""
         owners = {owner for rows in self._open.values() for _, owner in rows.values()}
         for one in presence.listing(self._files, self._area):
-            if one.agent not in owners and _is_sealed(self._files, self._area, one.agent):
+            if one.agent not in owners and streams.is_sealed(self._files, self._area, one.agent):
                 yield self._item(Kind.PRESENCE, self._area.presence(one))
 
     def _requests(self) -> Iterator[Item]:
@@ -348,11 +348,6 @@ def _dependencies(entry: Entry) -> set[bytes]:
         return set()
     data = entry.tasks.dependency_table["key"].tobytes()
     return {data[at : at + KEY_BYTES] for at in range(0, len(data), KEY_BYTES)}
-
-
-def _is_sealed(files: Files, area: Area, agent: str) -> bool:
-    numbers = streams.entries(files, area, agent)
-    return bool(numbers) and streams.is_seal(files, area, agent, numbers[-1])
 
 
 def _kept(file: ResultFile, keys: set[bytes]) -> np.ndarray:

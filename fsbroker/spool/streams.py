@@ -342,6 +342,11 @@ def is_seal(files: Files, area: Area, agent: str, number: int) -> bool:
         raise
 
 
+def is_sealed(files: Files, area: Area, agent: str) -> bool:
+    numbers = entries(files, area, agent)
+    return bool(numbers) and is_seal(files, area, agent, numbers[-1])
+
+
 def seal(files: Files, area: Area, agent: str, *, by: str) -> int:
     """Close a stream for ever; the number of the seal.
 
