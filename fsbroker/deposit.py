@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fsbroker.agent.session import AgentSession
+from fsbroker.agent.session.claiming import bring
 from fsbroker.client.session import ClientSession, Lane
 from fsbroker.environment import environment
 from fsbroker.keys import Call, Function
@@ -98,7 +99,7 @@ def _publish(
     born = int(files.wall_time() * 1e9)
     size = (len(rows), len(waiting))
     stem = Stem(lane.priority, born, made.token, lane.shape, lane.environment, *size)
-    agent.bring(stem, made, waiting)
+    bring(agent.holdings, stem, made, waiting)
     agent.publish(
         [
             _outcome(spool, str(stem), place, *both)

@@ -13,7 +13,7 @@ import time
 import pytest
 
 from fsbroker import ClusterExecutor, cli
-from fsbroker.agent import session
+from fsbroker.agent.session import tidying
 from fsbroker.cli import output
 from fsbroker.launch.local import LocalLauncher
 from fsbroker.spool.layout import is_grave
@@ -54,7 +54,7 @@ def lasting(started, seconds):
 
 @pytest.fixture
 def hand(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "GRAVE_REST", -1.0)  # no log rests in tmp/ beside what is tested
+    monkeypatch.setattr(tidying, "GRAVE_REST", -1.0)  # no log rests in tmp/ beside what is tested
     return ByHand(tmp_path / "by hand")
 
 
@@ -227,7 +227,7 @@ def test_explain_names_the_root_of_the_waiting(shell, hand):
     hand.submit("root", "ready", Job("middle", ("root",)), Job("leaf", ("middle", "ready")))
     agent = hand.agent()
     claim = hand.claim(agent, 1)
-    agent.release(claim.live, [2], "")  # the chain that came with it
+    agent.holdings.release(claim.live, [2], "")  # the chain that came with it
     told = shell.json("explain", key_of("leaf").hex())[1]
     assert told["state"] == "waiting"
     blockers = {one["function"]: one["state"] for one in told["blockers"]}
@@ -257,7 +257,7 @@ def test_explain_tells_the_history_of_claims(shell, hand):
     hand.submit("one")
     first, second = hand.agent(), hand.agent()
     claim = hand.claim(first)
-    first.release(claim.live, [0], "killed by signal 9", charge=True)
+    first.holdings.release(claim.live, [0], "killed by signal 9", charge=True)
     hand.claim(second)
     told = shell.json("explain", key_of("one").hex())[1]
     assert [each["what"] for each in told["history"]] == ["claim", "release", "claim"]
@@ -307,12 +307,12 @@ def test_logs_are_those_of_the_attempt_that_counts(shell, hand):
     hand.submit("one")
     first, second = hand.agent(), hand.agent()
     claim = hand.claim(first)
-    first.write_logs(claim.live, 0, [(0, b"first\n", b"")])
-    first.release(claim.live, [0], "")
+    first.publisher.write_logs(claim.live, 0, [(0, b"first\n", b"")])
+    first.holdings.release(claim.live, [0], "")
     again = hand.claim(second)
-    second.write_logs(again.live, 0, [(0, b"zero\n", b""), (1, b"one\n", b"")])
+    second.publisher.write_logs(again.live, 0, [(0, b"zero\n", b""), (1, b"one\n", b"")])
     hand.end(second, again)
-    first.write_logs(claim.live, 0, [(0, b"late\n", b"")])  # it slept meanwhile
+    first.publisher.write_logs(claim.live, 0, [(0, b"late\n", b"")])  # it slept meanwhile
     assert shell.run("logs", key_of("one").hex(), "--rank", "0")[1] == "zero\n"
     assert shell.run("logs", key_of("one").hex())[1].count("== rank") == 2
 
@@ -343,7 +343,7 @@ def test_cancelling_what_is_claimed_leaves_a_request_for_its_owner(shell, hand):
     code, told = shell.json("cancel", key_of("one").hex(), key_of("two").hex())
     assert code == cli.OK
     assert agent.agent in told[0]["text"]
-    assert agent.cancel_requests() == [(stem, 0)]
+    assert agent.cancelling.requests() == [(stem, 0)]
     hand.end(agent, claim)
     hand.run(agent)
     counts = shell.json("status")[1]["tasks"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fsbroker import cli
-from fsbroker.agent import session
+from fsbroker.agent.session import NOTHING, Claim, tidying
 from fsbroker.spool import blobs, fsck, packs, streams
 from fsbroker.spool.container import Container
 from fsbroker.spool.fsck import Kind, Weight
@@ -18,6 +18,7 @@ from fsbroker.spool.index import Results
 from fsbroker.spool.live import LiveFiles
 from fsbroker.spool.mend import mend
 from fsbroker.spool.spool import open_spool
+from fsbroker.spool.streams import Sealed
 from fsbroker.spool.values import Value
 from fsbroker.task import Encoding, Status
 from tests.testbed.byhand import ByHand, Job, key_of
@@ -27,7 +28,7 @@ from tests.testbed.shell import Shell
 
 @pytest.fixture
 def hand(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "GRAVE_REST", -1.0)
+    monkeypatch.setattr(tidying, "GRAVE_REST", -1.0)
     return ByHand(tmp_path / "a spool")
 
 
@@ -220,7 +221,7 @@ def test_a_hole_in_a_log_is_filled_and_nothing_runs_twice(hand, shell):
     code, told = shell.json("fsck", "--repair")
     assert code == cli.FLAWED  # an agent is at work
     assert told["trouble"]
-    agent._self.vanish()
+    agent.publisher.vanish()
     code, _ = shell.run("fsck", "--repair")
     assert code == cli.OK
     published = dict(fsck.survey(hand.files, hand.area)[1].outcomes)
@@ -235,7 +236,7 @@ def test_rows_whose_claim_went_with_the_end_of_a_log_do_not_run_again(hand):
     stem = hand.claim(agent, 1).live.stem
     hand.end(agent, agent.claim(lambda *_: 0) or _claimed(agent, stem))
     os.unlink(f"{hand.root}/{hand.area.record(stem, 0)}")
-    agent._self.vanish()
+    agent.publisher.vanish()
     assert faults(hand) == {Kind.UNCLAIMED: [hand.area.log(stem)]}
     mend(hand.files, hand.area)
     before = fsck.survey(hand.files, hand.area)[1].outcomes[stem, 0]
@@ -246,7 +247,7 @@ def test_rows_whose_claim_went_with_the_end_of_a_log_do_not_run_again(hand):
 
 
 def _claimed(agent, stem):
-    return session.Claim(agent.live.get(stem), ((0, 1),))
+    return Claim(agent.live.get(stem), ((0, 1),))
 
 
 def test_a_task_file_without_its_log_gets_one_and_runs(hand):
@@ -255,7 +256,7 @@ def test_a_task_file_without_its_log_gets_one_and_runs(hand):
     claim = hand.claim(agent, 1)
     hand.end(agent, claim)
     stem = claim.live.stem
-    agent._self.vanish()
+    agent.publisher.vanish()
     shutil.rmtree(f"{hand.root}/{hand.area.log(stem)}")
     assert faults(hand) == {Kind.NO_LOG: [hand.area.task_file(stem)]}
     mend(hand.files, hand.area)
@@ -358,7 +359,7 @@ def test_two_outcomes_of_one_row_are_told(hand):
     claim = hand.claim(first)
     hand.end(first, claim)
     second.live.poll()
-    second._claimed[claim.live.stem] = claim.live  # as if there were no log
+    second.holdings.claimed[claim.live.stem] = claim.live  # as if there were no log
     hand.end(second, claim, values=Value(Encoding.PLAIN, b"7"))
     assert set(faults(hand)) == {Kind.TWICE, Kind.TWO_VALUES}
 
@@ -402,12 +403,14 @@ def test_tasks_of_agents_that_are_gone_run_again(hand):
     agent = hand.agent()
     hand.end(agent, hand.claim(agent, 1))
     stem = hand.claim(agent, 1).live.stem
-    agent._self.vanish()
+    agent.publisher.vanish()
     (found,) = fsck.survey(hand.files, hand.area)[0]
     assert (found.kind, found.subject, len(found.keys)) == (Kind.UNFINISHED, stem, 1)
     mend(hand.files, hand.area)
-    with pytest.raises(session.Sealed):  # should it only have slept
-        agent.publish([agent.outcome(agent._claimed[stem], 1, Status.DONE, session.NOTHING)])
+    with pytest.raises(Sealed):  # should it only have slept
+        agent.publish(
+            [agent.holdings.outcome(agent.holdings.claimed[stem], 1, Status.DONE, NOTHING)]
+        )
     hand.run()
     assert all(outcome_of(hand, name) for name in ("one", "two", "three"))
     assert faults(hand) == {}

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from fsbroker.agent import session
+from fsbroker.agent.session import tidying
 from fsbroker.spool import archive, blobs, gc, packs, streams, tiers
 from fsbroker.spool.files import Files
 from fsbroker.spool.gc import Kind, Wishes
@@ -21,7 +21,7 @@ DEFAULT = Wishes(older_than=86400.0)
 
 @pytest.fixture
 def hand(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "GRAVE_REST", -1.0)  # no log rests in tmp/ beside what is tested
+    monkeypatch.setattr(tidying, "GRAVE_REST", -1.0)  # no log rests in tmp/ beside what is tested
     return ByHand(tmp_path / "a spool")
 
 
@@ -87,7 +87,7 @@ def test_pending_tasks_survive_everything(hand):
     held = hand.submit("held")
     agent = hand.agent()
     claim = hand.claim(agent)
-    agent.write_logs(claim.live, 0, [(0, b"out", b"")])
+    agent.publisher.write_logs(claim.live, 0, [(0, b"out", b"")])
     hand.files.symlink("cancel me", hand.area.cancel_request(held, 0))
     hand.submit("ready", Job("waits", ("held",)))
     before = hand.paths()
@@ -156,7 +156,7 @@ def test_output_of_ended_tasks_goes_with_its_directory(hand):
     hand.submit("ended")
     agent = hand.agent()
     claim = hand.claim(agent)
-    agent.write_logs(claim.live, 0, [(0, b"out", b"err"), (1, b"", b"")])
+    agent.publisher.write_logs(claim.live, 0, [(0, b"out", b"err"), (1, b"", b"")])
     hand.end(agent, claim)
     directory = f"{hand.area.logs}/{key_of('ended').hex()}"
     assert collect(hand) == []

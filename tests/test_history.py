@@ -98,7 +98,7 @@ def test_the_log_of_a_row_names_claim_and_release(hand):
     stem = hand.submit("one", "two")
     agent = hand.agent()
     claim = hand.claim(agent)
-    agent.release(claim.live, [1], "worker died", charge=True)
+    agent.holdings.release(claim.live, [1], "worker died", charge=True)
     assert [record.kind for record in records_of(hand.spool, stem, 0)] == [Kind.CLAIM]
     assert [record.kind for record in records_of(hand.spool, stem, 1)] == [Kind.CLAIM, Kind.RELEASE]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fsbroker import ClusterExecutor, cli
-from fsbroker.agent import session
+from fsbroker.agent.session import AgentSession, tidying
 from fsbroker.spool import fsck, presence
 from fsbroker.spool.fsck import Weight
 from fsbroker.spool.index import Results
@@ -110,7 +110,7 @@ def test_a_spool_at_rest_is_the_same_elsewhere(tmp_path):
 
 
 def test_touch_makes_everything_young_and_disturbs_nobody(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(session, "GRAVE_REST", -1.0)
+    monkeypatch.setattr(tidying, "GRAVE_REST", -1.0)
     hand = ByHand(tmp_path / "spool")
     PIECES["checkpoint"](hand)
     PIECES["pack"](hand)
@@ -176,7 +176,7 @@ def test_what_a_format_1_spool_left_open_is_finished(sample):
     mend(hand.files, hand.area)
     create(sample)
     (stem,) = fsck.survey(hand.files, hand.area)[1].folds
-    agent = session.AgentSession(hand.spool, stem.split("-")[4], {"host": "later"}, {})
+    agent = AgentSession(hand.spool, stem.split("-")[4], {"host": "later"}, {})
     agent.join()
     while (claim := hand.claim(agent)) is not None:
         hand.end(agent, claim)

@@ -82,6 +82,9 @@ def test_an_end_that_stopped_anywhere_is_brought_to_its_end(spool, calls):
     one.live.poll()
     one.publish(run_claim(one, one.claim(want(1))))
     files, liar = lying(spool)
+    ender = agent(liar)
+    ender.live.poll()
+    ender.results.poll(deep=True)
     left = [calls]
 
     def counted(real):
@@ -95,10 +98,6 @@ def test_an_end_that_stopped_anywhere_is_brought_to_its_end(spool, calls):
 
     for name in ("link", "unlink", "rename", "symlink", "sync_directory"):
         setattr(files, name, counted(getattr(files, name)))
-    ender = agent_of(liar, spool)
-    left[0] = calls
-    ender.live.poll()
-    ender.results.poll(deep=True)
     with pytest.raises(Stopped):
         ender.tidy()
     finish(spool)
@@ -107,14 +106,6 @@ def test_an_end_that_stopped_anywhere_is_brought_to_its_end(spool, calls):
     assert set(area_names(spool, "claims")) <= {stem}
     bury(spool.files, spool.area, [stem])
     assert area_names(spool, "claims") == []
-
-
-def agent_of(liar, spool):
-    """A session that joined before its files began to fail."""
-    one = agent(spool)
-    one._files = liar.files
-    one.live = LiveFiles(liar.files, liar.area)
-    return one
 
 
 def test_nobody_appends_to_the_log_of_a_retired_file(spool):
@@ -235,9 +226,9 @@ def test_failed_rows_keep_their_history(spool):
     one = agent(spool)
     one.live.poll()
     claim = one.claim(want(1))
-    one.release(claim.live, [0], "it died", charge=True)
+    one.holdings.release(claim.live, [0], "it died", charge=True)
     again = one.claim(want(1), thorough=True)
-    made = one.outcome(again.live, 0, Status.FAILED, plain("null"), {"type": "WorkerLost"})
+    made = one.holdings.outcome(again.live, 0, Status.FAILED, plain("null"), {"type": "WorkerLost"})
     assert (made.attempt, made.generation) == (1, 1)
     assert again.live.log.fold.history == {0: ["it died"]}
     assert outcome(stem, 0, "a").attempt == 0

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from fsbroker import ClusterExecutor
-from fsbroker.agent import session
+from fsbroker.agent.session import tidying
 from fsbroker.errors import FormatTooNew
 from fsbroker.spool import gc, layout
 from fsbroker.spool.container import MAGIC
@@ -105,7 +105,7 @@ def content(root):
 
 @pytest.fixture
 def hand(tmp_path, monkeypatch):
-    monkeypatch.setattr(session, "GRAVE_REST", -1.0)
+    monkeypatch.setattr(tidying, "GRAVE_REST", -1.0)
     return ByHand(tmp_path / "spool")
 
 

@@ -140,7 +140,7 @@ class Plan:
 
 
 class Debt(NamedTuple):
-    """Rows that are to be given back, as `AgentSession.release` does."""
+    """Rows that are to be given back, as `Holdings.release` does."""
 
     live: LiveFile
     rows: Sequence[int]
@@ -293,10 +293,12 @@ class Agent:
             return
         # A job whose agent cannot run its one task would be submitted again for ever.
         newer = self._too_new or self.session.live.newer()
-        failure = newer is not None or (self._over == IDLE and self.session.only_is_ready())
+        failure = newer is not None or (
+            self._over == IDLE and self.session.prospects.only_is_ready()
+        )
         self._jobs.over(str(newer or self._over), failure=failure)
         if newer is None:
-            self._jobs.succeed(self.session.ready_rows(), self._walltime.until_end())
+            self._jobs.succeed(self.session.prospects.ready_rows(), self._walltime.until_end())
 
     def _tried(self, step: Callable[[], object]) -> bool:
         """Take a step; where file calls fail, False after a pause. Workers run on meanwhile."""
@@ -536,7 +538,7 @@ class Agent:
         return duration < UNIT_TIME
 
     def _value(self, key: bytes) -> Value:
-        value = self.session.input_value(key)
+        value = self.session.dependencies.value(key)
         if value is None:
             raise DependencyFailed("The value of a dependency is not in the spool", key.hex())
         return value
@@ -616,7 +618,7 @@ class Agent:
         if written:
             # Without space for them the outcome still counts, and its error has the tail.
             with suppress(OSError, SpoolError):
-                directory = self.session.write_logs(live, row, written)
+                directory = self.session.publisher.write_logs(live, row, written)
                 if error is not None:
                     error["log"] = directory
             if error is not None:
@@ -722,7 +724,9 @@ class Agent:
         error: dict[str, str] | None = None,
         **measured: Any,
     ) -> None:
-        self._outcomes.append(self.session.outcome(live, row, status, value, error, **measured))
+        self._outcomes.append(
+            self.session.holdings.outcome(live, row, status, value, error, **measured)
+        )
         if error is not None and live.file.meta.get("error_log_file"):
             _append_error(live.file.meta["error_log_file"], live.file, row, error)
 
@@ -753,7 +757,7 @@ class Agent:
         self._enforce_limits(now)
         self._cancel_running()
         found = self.session.recover()
-        if not self._crew.busy() and not self._outcomes and self.session.only_is_over():
+        if not self._crew.busy() and not self._outcomes and self.session.prospects.only_is_over():
             self._over = "its task has ended"
             return
         if self._crew.busy() or self._units:
@@ -769,7 +773,10 @@ class Agent:
             self._look_after_every = LOOK_AFTER_EVERY
             return
         self._look_after_every = min(LOOK_AFTER_AT_LEAST, 1.5 * self._look_after_every)
-        if now - self._last_work > self._plan.idle_timeout and not self.session.others_hold_rows():
+        if (
+            now - self._last_work > self._plan.idle_timeout
+            and not self.session.recovery.others_hold_rows()
+        ):
             self._over = IDLE
 
     def _watch_the_clock(self) -> None:
@@ -798,7 +805,7 @@ class Agent:
         while self._debts:
             live, rows, reason, charge = self._debts[0]
             with suppress(Retired):
-                self.session.release(live, rows, reason, charge=charge)
+                self.session.holdings.release(live, rows, reason, charge=charge)
             self._debts.popleft()
 
     def _tidy(self) -> bool:
@@ -822,7 +829,7 @@ class Agent:
         member.worker.kill()
 
     def _cancel_running(self) -> None:
-        requests = set(self.session.cancel_requests())
+        requests = set(self.session.cancelling.requests())
         for unit in [unit for unit in self._units if requests]:
             self._cancel_queued(unit, requests)
         for member in self._crew.members if requests else ():

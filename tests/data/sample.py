@@ -8,14 +8,14 @@ import tarfile
 
 import numpy as np
 
-from fsbroker.agent import session
+from fsbroker.agent.session import tidying
 from fsbroker.spool import archive, blobs, packs
 from fsbroker.spool.layout import FORMAT
 from tests.testbed.byhand import ByHand, Job
 
 
 def write(root: str) -> None:
-    session.GRAVE_REST = -1.0
+    tidying.GRAVE_REST = -1.0
     hand = ByHand(root)
     agent = hand.agent()
     for number in range(12):
@@ -33,7 +33,7 @@ def write(root: str) -> None:
     holder = hand.agent(host="elsewhere")
     for _ in range(65):
         claim = hand.claim(holder, 1)
-    holder.release(claim.live, [64], "it died", charge=True)
+    holder.holdings.release(claim.live, [64], "it died", charge=True)
     hand.claim(holder, 1)
 
 

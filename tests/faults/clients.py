@@ -70,7 +70,7 @@ def claimer(arguments: Sequence[str]) -> int:
     sys.stdin.readline()
     while claim := session.claim(want(1), thorough=True):
         session.publish(run_claim(session, claim))
-    print(*sorted(row for rows in session._published.values() for row in rows))
+    print(*sorted(row for rows in session.holdings.published.values() for row in rows))
     return 0
 
 

@@ -127,10 +127,10 @@ def main() -> int:
         spool.Files = WatchedFiles  # type: ignore[misc]
     kind, *arguments = sys.argv[1:]
     if kind == "agent":
-        from fsbroker.agent import session
         from fsbroker.agent.__main__ import main as agent
+        from fsbroker.agent.session import tidying
 
-        session.GRAVE_REST = -1.0  # so that the deletion of a log is met, too
+        tidying.GRAVE_REST = -1.0  # so that the deletion of a log is met, too
 
         return agent(arguments)
     from tests.faults import clients

@@ -76,7 +76,7 @@ def want(count: int) -> Callable[..., int]:
 def run_claim(session: AgentSession, claim) -> list[Outcome]:
     """The outcomes that workers would give for a claim: each row's value is its number."""
     return [
-        session.outcome(claim.live, number, Status.DONE, plain(f"{number}"))
+        session.holdings.outcome(claim.live, number, Status.DONE, plain(f"{number}"))
         for first, end in claim.rows
         for number in range(first, end)
     ]

@@ -87,7 +87,7 @@ def write_records(processes):
     live.log.refresh()
     while live.log.fold.next < CHECKPOINT_EVERY:
         assert live.log.append(Kind.CLAIM, session.agent, [(0, 1)])
-        session.release(live, [0], "")
+        session.holdings.release(live, [0], "")
     session.leave()
 
 

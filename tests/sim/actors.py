@@ -109,7 +109,7 @@ class Agent:
         if not self.world.closing or self.finished or self.idle < 2:
             return False
         try:
-            return not self.session.others_hold_rows()
+            return not self.session.recovery.others_hold_rows()
         except FileNotFoundError:
             return False
 
@@ -163,7 +163,7 @@ class Agent:
             if self.chance.random() < 0.1:
                 self._retry(self._publish)
             if rows and self.chance.random() < 0.03:
-                self._retry(lambda: self.session.release(claim.live, rows, "enough"))
+                self._retry(lambda: self.session.holdings.release(claim.live, rows, "enough"))
                 return
 
     def _outcome(self, live: LiveFile, row: int, local: dict[bytes, bytes]) -> Outcome:
@@ -172,19 +172,23 @@ class Agent:
             if dependency.key in local:
                 continue
             if self._failed_here(dependency.key):
-                return self.session.outcome(live, row, Status.FAILED, NOTHING, dict(FAILURE))
-            if self._retry(lambda d=dependency: self.session.input_value(d.key)) is None:
-                return self.session.outcome(live, row, Status.FAILED, NOTHING, dict(FAILURE))
+                return self.session.holdings.outcome(
+                    live, row, Status.FAILED, NOTHING, dict(FAILURE)
+                )
+            if self._retry(lambda d=dependency: self.session.dependencies.value(d.key)) is None:
+                return self.session.holdings.outcome(
+                    live, row, Status.FAILED, NOTHING, dict(FAILURE)
+                )
         key = live.file.key(row)
-        generation = self.session.outcome(live, row, Status.DONE, NOTHING).generation
+        generation = self.session.holdings.outcome(live, row, Status.DONE, NOTHING).generation
         text, fails = self.world.execute(
             self.actor, (live.stem, row), self.session.agent, generation, local
         )
         self._last(self.world.jobs[key].seconds)
         if fails:
-            return self.session.outcome(live, row, Status.FAILED, NOTHING, dict(FAILURE))
+            return self.session.holdings.outcome(live, row, Status.FAILED, NOTHING, dict(FAILURE))
         local[key] = text
-        return self.session.outcome(live, row, Status.DONE, Value(Encoding.PLAIN, text))
+        return self.session.holdings.outcome(live, row, Status.DONE, Value(Encoding.PLAIN, text))
 
     def _failed_here(self, key: bytes) -> bool:
         return any(one.key == key and one.status == Status.FAILED for one in self.finished)

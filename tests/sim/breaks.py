@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from fsbroker.agent.session import AgentSession
-from fsbroker.agent.waiting import Waiting
+from fsbroker.agent.session.cancelling import Cancelling
+from fsbroker.agent.session.dependencies import Dependencies
+from fsbroker.agent.session.waiting import Waiting
 from fsbroker.client.session import ClientSession
 from fsbroker.spool import gc, layout, log, packs, streams
 from fsbroker.task import Status
@@ -266,7 +267,7 @@ def cancel_after_the_claim() -> tuple[Undo, ...]:
 
 
 def nobody_ends_cancelled_rows() -> tuple[Undo, ...]:
-    return ((AgentSession, "_end_cancelled", lambda self, live: None),)
+    return ((Cancelling, "end_rows", lambda self, live: None),)
 
 
 def failing() -> Scenario:
@@ -281,11 +282,11 @@ def failures_count_as_values() -> tuple[Undo, ...]:
 def what_is_not_there_has_failed() -> tuple[Undo, ...]:
     """A dependency without an outcome counts as cancelled, though a live row may give it one."""
 
-    def status(self: AgentSession, key: bytes) -> Status:
-        found = self.results.find(key)
+    def status(self: Dependencies, key: bytes) -> Status:
+        found = self._results.find(key)
         return Status(found.status) if found is not None else Status.CANCELLED
 
-    return ((AgentSession, "_dependency_status", status),)
+    return ((Dependencies, "_status", status),)
 
 
 def ending() -> Scenario:

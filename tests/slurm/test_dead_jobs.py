@@ -431,7 +431,9 @@ class TestDemand:
         demand = Demand(spool, environment())
         (work,) = demand.look((), inputs=True)
         assert list(work.waiting.values()) == [[f"{claim.live.stem}.0"]]
-        agent.publish([agent.outcome(claim.live, 0, Status.DONE, Value(Encoding.PLAIN, b"1"))])
+        agent.publish(
+            [agent.holdings.outcome(claim.live, 0, Status.DONE, Value(Encoding.PLAIN, b"1"))]
+        )
         (work,) = demand.look((), inputs=True)
         assert list(work.waiting.values()) == [[]]
         assert not second.done()

@@ -74,7 +74,7 @@ class ByHand:
             status = Status.FAILED if failed else Status.DONE
             error = FAILURE if failed else None
             outcomes.append(
-                agent.outcome(claim.live, row, status, value, error, started=1e9, wall=2.0)
+                agent.holdings.outcome(claim.live, row, status, value, error, started=1e9, wall=2.0)
             )
         agent.publish(outcomes)
 
