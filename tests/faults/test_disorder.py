@@ -155,8 +155,9 @@ def test_two_agents_share_ten_thousand_tasks(processes, locks):
     check(spool, processes.journal, set(names), exact=True)  # nothing was claimed twice
     shares = Counter(seen.agent for seen in outcomes(spool).values())
     print("shares:", sorted(shares.values()))
-    assert min(shares.values()) >= 2500
     assert len(shares) == 2
+    # Without locks it is luck who comes second, and has to look for other rows.
+    assert min(shares.values()) >= (2500 if locks else 500)
 
 
 ROWS = 400

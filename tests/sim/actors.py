@@ -159,15 +159,20 @@ class Agent:
         rows = list(rows_of(claim.rows))
         while rows:
             row = rows.pop(0)
-            self.finished.append(self._outcome(claim.live, row, local))
+            outcome = self._outcome(claim.live, row, local)
+            if outcome is None:
+                held = self.session.holdings
+                self._retry(lambda row=row, held=held: held.release(claim.live, [row], "no input"))
+                continue
+            self.finished.append(outcome)
             if self.chance.random() < 0.1:
                 self._retry(self._publish)
             if rows and self.chance.random() < 0.03:
                 self._retry(lambda: self.session.holdings.release(claim.live, rows, "enough"))
                 return
 
-    def _outcome(self, live: LiveFile, row: int, local: dict[bytes, bytes]) -> Outcome:
-        """Run one row; without a value that it needs, which gc may have taken, it fails."""
+    def _outcome(self, live: LiveFile, row: int, local: dict[bytes, bytes]) -> Outcome | None:
+        """Run one row. None if an input cannot be had now; if gc may have taken it, it fails."""
         for dependency, _ in self._retry(lambda: live.file.dependencies(row)):
             if dependency.key in local:
                 continue
@@ -176,6 +181,8 @@ class Agent:
                     live, row, Status.FAILED, NOTHING, dict(FAILURE)
                 )
             if self._retry(lambda d=dependency: self.session.dependencies.value(d.key)) is None:
+                if not self.world.truth.collected:
+                    return None
                 return self.session.holdings.outcome(
                     live, row, Status.FAILED, NOTHING, dict(FAILURE)
                 )

@@ -388,15 +388,16 @@ def _traced(actor: Actor, world: World) -> None:
 
 
 def _plain_body(_: str, __: Any, sections: dict[str, Any]) -> tuple[list[Buffer], dict[str, int]]:
-    """The sections one behind the other: readers need no more, and HDF5 is slow."""
+    """The sections behind what tells the length: readers need no more, and HDF5 is slow."""
     chunks: list[Buffer] = []
-    offsets, length = {}, 0
+    offsets, length = {}, len(container.SIGNATURE) + 28
     for name, content in sections.items():
         data = content if isinstance(content, bytes) else content.tobytes()
         chunks.append(data)
         offsets[name] = length
         length += len(data)
-    return chunks, offsets
+    superblock = container.SIGNATURE + bytes(20) + length.to_bytes(8, "little")
+    return [superblock, *chunks], offsets
 
 
 @contextmanager
