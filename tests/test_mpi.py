@@ -180,8 +180,11 @@ class TestGroups:
 
     @pytest.mark.parametrize("which", [0, 1])
     def test_a_rank_that_is_killed(self, group: Any, ranks: int, which: int) -> None:
-        lost = self.quickly(group(ranks), on_rank, which, kill_me)
-        assert isinstance(lost, Lost)
+        for _ in range(3):  # mpiexec kills the others: on a busy machine all ends are seen at once
+            lost = self.quickly(group(ranks), on_rank, which, kill_me)
+            assert isinstance(lost, Lost)
+            if lost.rank == which:
+                break
         assert lost.rank == which
         assert "SIGKILL" in lost.reason
         assert f"Rank {which} of {ranks}" in str(lost.error)
