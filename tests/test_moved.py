@@ -143,7 +143,7 @@ def _content(path: str) -> object:
 def sample(tmp_path):
     """A spool that an fsbroker of format 1 has written (tests/data/README)."""
     with tarfile.open(DATA / "format-1.tar.gz") as packed:
-        packed.extractall(tmp_path)  # noqa: S202 - our own archive; filters came with 3.11.4
+        packed.extractall(tmp_path)
     root = tmp_path / "spool"
     os.rename(root / "users" / "u0", root / "users" / f"u{os.getuid()}")
     for path in root.rglob("*"):
