@@ -128,7 +128,8 @@ class OpenFile:
         self.close()
 
     def __del__(self) -> None:
-        with suppress(OSError):  # a file system that is gone; nothing was written
+        # A file system that is gone; nothing was written. At the interpreter's end, os.close too.
+        with suppress(OSError, TypeError):
             self.close()
 
 

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -115,4 +116,9 @@ class Lab:
         return self.do(user, "look", calls=calls, **more)
 
     def remove(self) -> None:
-        shutil.rmtree(self.place)
+        for _ in range(50):  # an agent that ends may still write there
+            shutil.rmtree(self.place, ignore_errors=True)
+            if not self.place.exists():
+                return
+            time.sleep(0.1)
+        raise RuntimeError(f"somebody goes on to write in {self.place}")
