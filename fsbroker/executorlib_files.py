@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from fsbroker.errors import FileDamaged, FileRefused
 from fsbroker.future import LightFuture
+from fsbroker.spool.layout import SPOOL_FILE, USERS
 from fsbroker.task import Dependency
 
 ENDING = "_o.h5"
@@ -74,8 +75,8 @@ def paths(directory: str | os.PathLike[str]) -> Iterator[str]:
     """The files of calls that have ended, in a directory and those below."""
     for root, below, names in os.walk(os.path.abspath(os.fspath(directory))):
         below.sort()
-        if "spool.yaml" in names:
-            below[:] = [name for name in below if name != "users"]
+        if SPOOL_FILE in names:
+            below[:] = [name for name in below if name != USERS]
         yield from (os.path.join(root, name) for name in sorted(names) if name.endswith(ENDING))
 
 

@@ -13,7 +13,7 @@ import enum
 import hashlib
 import json
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -25,15 +25,8 @@ from fsbroker.spool.files import Files, OpenFile
 from fsbroker.spool.layout import (
     DIRECTORIES,
     Area,
-    is_agent,
-    is_blob,
-    parse_cancel,
-    parse_pack,
-    parse_presence,
     parse_record,
-    parse_settings,
     parse_stem,
-    parse_stream_file,
 )
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import Fold, Retired, State, parse
@@ -148,31 +141,28 @@ def verify(files: Files, area: Area, path: str) -> Exception | None:
 
 
 def _read_all(files: Files, area: Area, path: str) -> None:
-    directory, _, name = path.removeprefix(f"{area.path}/").rpartition("/")
-    if name.endswith(".settings"):
+    directory = area.directory_of(path)
+    if directory == area.jobs:
         _read_settings(files, path)
-    elif directory in ("tasks", "archive"):
+    elif directory in (area.tasks, area.archive):
         with Container(files, path, "tasks", "archive") as file:
             for stem, raw in archive.opened(files, path):
                 _read_tasks(files, raw, stem)
             file.verify()
     else:
-        with Container(files, path, *_KINDS.get(directory.partition("/")[0], ())) as file:
+        kinds = {
+            area.results: "results",
+            area.packs: "pack",
+            area.blobs: "blob",
+            area.agents: "agent",
+            area.claims: "checkpoint",
+        }
+        with Container(files, path, kinds[directory]) as file:
             file.verify()
             if file.kind == "checkpoint":
                 _parsed(file, lambda: Fold.from_json(file.read("fold")))
         if file.kind in ("results", "pack"):
             _read_results(files, path)
-
-
-_KINDS = {
-    "results": ("results",),
-    "packs": ("pack",),
-    "blobs": ("blob",),
-    "agents": ("agent",),
-    "claims": ("checkpoint",),
-}
-"""What stands in each directory, but for those of task files."""
 
 
 def _parsed(file: Container, read: Callable[[], object]) -> None:
@@ -210,29 +200,6 @@ def _read_settings(files: Files, path: str) -> None:
         raise FileDamaged("The checksum is not that of its name", path)
 
 
-def _is_task_file(name: str) -> bool:
-    return name.endswith(".h5") and parse_stem(name[:-3]) is not None
-
-
-_NAMES: Mapping[str, Callable[[str], object]] = {
-    "tasks": _is_task_file,
-    "claims": parse_stem,
-    "agents": parse_presence,
-    "results": is_agent,
-    "packs": lambda name: parse_pack(name) is not None,
-    "archive": lambda name: parse_pack(name) is not None or _is_task_file(name),
-    "blobs": is_blob,
-    "jobs": lambda name: parse_record(name) is not None or parse_settings(name),
-    "cancel": parse_cancel,
-}
-"""Which names belong into a directory; any, where it is not listed."""
-_NESTED: Mapping[str, Callable[[str], object]] = {
-    "claims": lambda name: parse_record(name) is not None,
-    "results": lambda name: parse_stream_file(name) is not None,
-}
-"""The same for the directories in it."""
-
-
 class _Check:
     """One look at everything."""
 
@@ -248,7 +215,7 @@ class _Check:
 
     def findings(self) -> list[Finding]:
         for name in DIRECTORIES:
-            self._look_at_names(f"{self._area.path}/{name}", _NAMES.get(name), _NESTED.get(name))
+            self._look_at_names(f"{self._area.path}/{name}")
         census = Census(self._files, self._area)
         # Outcomes before logs: a claim is there before its outcome is.
         for entry in census.task_files():
@@ -258,7 +225,7 @@ class _Check:
         for stem in census.live_stems():
             self._look_at_log(stem)
         self._look_at_logs()
-        self._look_at_holes(self._area.jobs)
+        self._look_at_holes(self._area.jobs, _is_json)
         self._compare()
         self._look_for_leftovers()
         return self._found
@@ -268,22 +235,17 @@ class _Check:
 
     # -- names and contents --------------------------------------------------------------
 
-    def _look_at_names(
-        self,
-        directory: str,
-        belongs: Callable[[str], object] | None,
-        nested: Callable[[str], object] | None,
-    ) -> None:
+    def _look_at_names(self, directory: str) -> None:
         for name in self._names(directory):
             path = f"{directory}/{name}"
             with suppress(FileNotFoundError):
                 status = self._files.status(path)
                 if status.st_uid != self._files.uid:
                     self._add(Kind.FOREIGN, path, f"of user {status.st_uid}")
-                elif belongs is not None and not belongs(name):
+                elif not self._area.fits(path):
                     self._add(Kind.STRAY, path)
                 elif stat.S_ISDIR(status.st_mode):
-                    self._look_at_names(path, nested, None)
+                    self._look_at_names(path)
                 elif stat.S_ISREG(status.st_mode):
                     self._look_into(path)
                 elif not stat.S_ISLNK(status.st_mode):
@@ -296,8 +258,9 @@ class _Check:
             return []
 
     def _look_into(self, path: str) -> None:
-        directory = path.removeprefix(f"{self._area.path}/").partition("/")[0]
-        if directory in ("locks", "logs", "tmp", "quarantine", "cancel"):
+        area = self._area
+        read = (area.tasks, area.archive, area.results, area.packs)
+        if area.directory_of(path) not in (*read, area.blobs, area.agents, area.claims, area.jobs):
             return
         try:
             error = verify(self._files, self._area, path)
@@ -312,8 +275,10 @@ class _Check:
 
     def _damage(self, path: str) -> Kind:
         """Task files whose tables can be read are of use still."""
+        if self._area.directory_of(path) not in (self._area.tasks, self._area.archive):
+            return Kind.DAMAGED
         try:
-            for stem, raw in archive.opened(self._files, path) if "/blobs/" not in path else ():
+            for stem, raw in archive.opened(self._files, path):
                 tasks = TaskFile(self._files, path, stem, raw)
                 if len(tasks.rows) == tasks.name.rows and tasks.function(0):
                     return Kind.PARTLY
@@ -406,7 +371,7 @@ class _Check:
         with gc.Now(self._files, self._area) as age:
             for stem in filter(parse_stem, self._names(self._area.claims)):
                 path = self._area.log(stem)
-                self._look_at_holes(path)
+                self._look_at_holes(path, parse)
                 known = stem in live or stem in self.sound.archived
                 if known or self._is_bad(stem) or not self._exists(path):
                     continue
@@ -417,7 +382,7 @@ class _Check:
     def _is_bad(self, stem: str) -> bool:
         return self._area.task_file(stem) in self._bad
 
-    def _look_at_holes(self, path: str) -> None:
+    def _look_at_holes(self, path: str, read: Callable[[str], object]) -> None:
         numbers = {n for name in self._names(path) if (n := parse_record(name)) is not None}
         missing = [
             number for number in range(max(numbers, default=-1) + 1) if number not in numbers
@@ -429,15 +394,14 @@ class _Check:
             shown = ", ".join(f"{number:08d}" for number in missing[:10])
             self._add(Kind.HOLE, path, f"{len(missing)}: {shown}")
         for number in sorted(numbers):
-            self._look_at_record(f"{path}/{number:08d}")
+            self._look_at_record(f"{path}/{number:08d}", read)
 
-    def _look_at_record(self, path: str) -> None:
+    def _look_at_record(self, path: str, read: Callable[[str], object]) -> None:
         try:
             text = self._files.readlink(path)
         except OSError:
             return  # a checkpoint, which was looked into; or gone
-        sound = text.startswith(VOID) or (parse(text) if "/claims/" in path else _is_json(text))
-        if not sound:
+        if not (text.startswith(VOID) or read(text)):
             self._add(Kind.STRAY, path, f"says nothing: {text[:60]!r}")
 
     def _exists(self, path: str) -> bool:

@@ -28,12 +28,15 @@ from __future__ import annotations
 
 import re
 import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 FORMAT = 1
 """Version of the on-disk format (docs/format.md)."""
 
 SPOOL_FILE = "spool.yaml"
+USERS = "users"
+"""The directory of all areas."""
 LOCKS = 64
 DIRECTORIES = (
     "tasks",
@@ -155,8 +158,8 @@ def is_merged(area: str, path: str) -> bool:
     parent, _, agent = directory.partition("/")
     if parent == "results":
         return is_agent(agent) and parse_stream_file(name) is not None
-    if directory == "archive" and parse_stem(name.removesuffix(".h5")):
-        return name.endswith(".h5")
+    if directory == "archive" and is_task_file(name):
+        return True
     return directory in ("packs", "archive") and parse_pack(name) is not None
 
 
@@ -207,7 +210,25 @@ def uid_of(name: str) -> int | None:
 
 def area_of(uid: int) -> str:
     """The area of a user: by uid, so that two clients of one user never make two."""
-    return f"users/u{uid}"
+    return f"{USERS}/u{uid}"
+
+
+def is_task_file(name: str) -> bool:
+    return name.endswith(".h5") and parse_stem(name.removesuffix(".h5")) is not None
+
+
+_PATTERNS: Mapping[str, Sequence[Callable[[str], object]]] = {
+    "tasks": [is_task_file],
+    "claims": [parse_stem, parse_record],
+    "agents": [parse_presence],
+    "results": [is_agent, parse_stream_file],
+    "packs": [parse_pack],
+    "archive": [lambda name: is_task_file(name) or parse_pack(name) is not None],
+    "blobs": [is_blob],
+    "jobs": [lambda name: parse_record(name) is not None or parse_settings(name) is not None],
+    "cancel": [parse_cancel],
+}
+"""Which names belong into a directory of an area, and into those in it; else any."""
 
 
 class Area:
@@ -229,6 +250,25 @@ class Area:
         self.cancel = f"{path}/cancel"
         self.quarantine = f"{path}/quarantine"
         self.tmp = f"{path}/tmp"  # noqa: S108 - of the spool, private to its owner
+
+    def directory_of(self, path: str) -> str:
+        """Which of the area's directories a path of it lies in."""
+        return f"{self.path}/{self._names(path)[0]}"
+
+    def fits(self, path: str) -> bool:
+        """Whether a path of it is made of names that belong there."""
+        directory, *names = self._names(path)
+        patterns = _PATTERNS.get(directory, ())
+        found = (belongs(name) for belongs, name in zip(patterns, names, strict=False))
+        return all(one is not None and one is not False for one in found)
+
+    def agent_of(self, path: str) -> str:
+        """Whose result file this is; "" of any other file."""
+        directory, *names = self._names(path)
+        return names[0] if directory == "results" and names else ""
+
+    def _names(self, path: str) -> list[str]:
+        return path.removeprefix(f"{self.path}/").split("/")
 
     def task_file(self, stem: str) -> str:
         return f"{self.tasks}/{stem}.h5"

@@ -126,23 +126,23 @@ class _Repair:
     def _set_aside(self, finding: Finding) -> bool:
         """Into quarantine; what can be read of a file of outcomes is published anew first."""
         path = finding.path
-        directory = path.removeprefix(f"{self._area.path}/").split("/")
-        if directory[0] == "results" and directory[1] in self._alive:
-            raise Busy("Its agent is at work, and sets it aside itself", directory[1])
-        if directory[0] in ("results", "packs"):
+        directory, agent = self._area.directory_of(path), self._area.agent_of(path)
+        if agent in self._alive:
+            raise Busy("Its agent is at work, and sets it aside itself", agent)
+        if directory in (self._area.results, self._area.packs):
             self._salvage(path)
-        if directory[0] == "claims":
+        if directory == self._area.claims:
             self._must_be_quiet()
         self._files.rename(path, self._area.quarantined(path, self._files.token()))
-        if directory[0] == "claims":  # a checkpoint: the records before it say the same
+        if directory == self._area.claims:  # a checkpoint: the records before it say the same
             self._files.symlink(self._void(), path)
         self._files.sync_directory(path.rpartition("/")[0])
         return True
 
     def _forget_values(self, finding: Finding) -> bool:
         """Outcomes whose array is gone stand in the way of those that would be computed anew."""
-        directory = finding.subject.removeprefix(f"{self._area.path}/").partition("/")[0]
-        if directory not in ("results", "packs"):
+        directory = self._area.directory_of(finding.subject)
+        if directory not in (self._area.results, self._area.packs):
             return False
         with suppress(FileNotFoundError):  # another array of the same file was missing, too
             self._set_aside(finding._replace(path=finding.subject))

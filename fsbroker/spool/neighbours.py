@@ -24,7 +24,7 @@ from fsbroker.spool import sharing, streams
 from fsbroker.spool.blobs import read_array, store
 from fsbroker.spool.files import Files, ForeignFiles
 from fsbroker.spool.index import Results
-from fsbroker.spool.layout import MAX_ROWS, Area, Stem, area_of, uid_of
+from fsbroker.spool.layout import MAX_ROWS, USERS, Area, Stem, area_of, uid_of
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.trust import Trust, Trusted, name_of
@@ -194,5 +194,5 @@ def _origin(offer: Offer) -> dict[str, Any]:
 
 def users(spool: Spool) -> list[int]:
     """The uids of all others who have an area here."""
-    found = (uid_of(name) for name in spool.files.names("users"))
+    found = (uid_of(name) for name in spool.files.names(USERS))
     return sorted(uid for uid in found if uid is not None and uid != spool.files.uid)
