@@ -381,16 +381,16 @@ def _neighbours(spool: Spool, config: Config) -> Neighbours | None:
 
 def _site_keys(config: Config) -> frozenset[str]:
     """Keys of resources that the job template of the site adds."""
-    if config.backend not in ("slurm", "flux"):
-        return frozenset()
-    from fsbroker.launch.settings import scheduler_of
+    from fsbroker.launch.settings import has_queue, scheduler_of
 
-    return scheduler_of(config).site_keys()
+    return scheduler_of(config).site_keys() if has_queue(config) else frozenset()
 
 
 def _backend(spool: Spool, config: Config) -> _Backend:
-    if config.flux_executor_nesting and config.backend not in ("flux", "allocation"):
-        raise _no_instances(config)
+    from fsbroker.launch.settings import check_nesting, scheduler_of
+
+    if config.backend != "allocation":  # which sees what it is in
+        check_nesting(config, config.backend)
     if config.backend == "none":
         return _Backend()
     if config.backend == "local":
@@ -401,7 +401,6 @@ def _backend(spool: Spool, config: Config) -> _Backend:
     if config.backend == "allocation":
         return _in_allocation(spool, config)
     from fsbroker.launch.queue import QueueLauncher
-    from fsbroker.launch.settings import scheduler_of
 
     queue = QueueLauncher(spool, scheduler_of(config), config)
     return _Backend(queue, queue.capacity, queue.script)
@@ -412,18 +411,8 @@ def _in_allocation(spool: Spool, config: Config) -> _Backend:
     from fsbroker.launch.allocation import AllocationLauncher, allotment
 
     wanted = allotment(config.max_workers, config.nodes_per_job)
-    if config.flux_executor_nesting and wanted.kind != "flux":
-        raise _no_instances(config)
     agents = AllocationLauncher(spool, config, wanted)
     return _Backend(agents, agents.capacity._replace(fits=Slots(wanted.nodes).could_fit))
-
-
-def _no_instances(config: Config) -> ResourceError:
-    return ResourceError(
-        "Only agents in Flux give tasks instances of their own",
-        f"flux_executor_nesting with backend={config.backend!r}",
-        'Use "flux", or "allocation" in a Flux instance.',
-    )
 
 
 def _key(key: bytes | str) -> bytes:

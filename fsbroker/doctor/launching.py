@@ -8,17 +8,18 @@ from collections.abc import Iterator, Sequence
 from fsbroker.agent.launchers import TABLE, Launch, fill, library_of, pmi_for, pmi_offered
 from fsbroker.doctor.verdict import Finding, Level
 from fsbroker.errors import FsbrokerError
+from fsbroker.launch.slurm import job_of
 
 ASK = "from mpi4py import MPI; print('ranks', MPI.COMM_WORLD.size)"
 RANKS = 2
 PATIENCE = 60.0
 
 
-def mpi(slurm: bool, flags: Sequence[str], python: str) -> Iterator[Finding]:
-    """Start two ranks, and ask them how many they are."""
-    if slurm:
+def mpi(in_job: bool, flags: Sequence[str], python: str) -> Iterator[Finding]:
+    """Start two ranks, here or in a job, and ask them how many they are."""
+    if in_job:
         pmi = pmi_for(library_of(python), pmi_offered())
-        command = ["srun", f"--ntasks={RANKS}", *([f"--mpi={pmi}"] if pmi else []), *flags]
+        command = job_of(RANKS, flags, pmi=pmi)
     else:
         command = fill(TABLE["mpiexec"], Launch(RANKS))
     yield _started([*command, python, "-c", ASK])

@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from fsbroker.errors import FsbrokerError
+from fsbroker.launch import slurm
 
 PATIENCE = 60.0
 """Seconds for one answer."""
@@ -133,5 +134,4 @@ def by_srun(flags: Sequence[str], directory: str, python: str, besides: str = ""
 
     A job for each: of the output of two ranks srun mixes what is longer than its buffers.
     """
-    job = ["srun", "--nodes=1", "--ntasks=1", "--quiet", *flags]
-    return [*job, *([f"--exclude={besides}"] if besides else []), *hands_in(directory, python)]
+    return [*slurm.job_of(1, flags, besides=besides), *hands_in(directory, python)]

@@ -22,6 +22,7 @@ from fsbroker.config import Config
 from fsbroker.errors import ResourceError, SchedulerError
 from fsbroker.launch.local import LocalLauncher
 from fsbroker.launch.scheduler import run
+from fsbroker.launch.settings import check_nesting
 from fsbroker.needs import Capacity
 from fsbroker.nodes import SPECIAL_STEPS, Node, ask_flux, limited, slurm_nodes
 from fsbroker.spool.layout import Presence
@@ -169,6 +170,7 @@ class AllocationLauncher(LocalLauncher):
     """Sees to it that one agent has all nodes of the allocation, or the cores it may have."""
 
     def __init__(self, spool: Spool, config: Config, wanted: Allotment) -> None:
+        check_nesting(config, wanted.kind)
         self._wanted = wanted
         nodes, cores = wanted.nodes, config.max_workers
         there = sum(node.cores for node in nodes)

@@ -85,6 +85,25 @@ def in_task(config: Config) -> Config:
     )
 
 
+def has_queue(config: Config) -> bool:
+    """Whether agents run in jobs that are submitted for them."""
+    return config.backend in ("slurm", "flux")
+
+
+def check_nesting(config: Config, kind: str) -> None:
+    """Refuse Flux instances for tasks where agents run in something else.
+
+    Args:
+        kind: of what they run in.
+    """
+    if config.flux_executor_nesting and kind != "flux":
+        raise ResourceError(
+            "Only agents in Flux give tasks instances of their own",
+            f"flux_executor_nesting with backend={config.backend!r}",
+            'Use "flux", or "allocation" in a Flux instance.',
+        )
+
+
 def scheduler_of(config: Config) -> Scheduler:
     """The scheduler that the settings name."""
     if config.backend == "slurm":

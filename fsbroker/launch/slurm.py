@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from fsbroker.errors import MissingProgram, ResourceError, SchedulerError
 from fsbroker.launch.scheduler import Ending, Request, Status, run
@@ -175,6 +175,17 @@ class Slurm:
                 return None
             raise
         return read_scontrol(text)
+
+
+def job_of(ranks: int, flags: Sequence[str], *, pmi: str = "", besides: str = "") -> list[str]:
+    """How a program is started in a job of its own, and its output read.
+
+    Args:
+        pmi: for ``--mpi``. besides: a node that is not to be it.
+    """
+    more = [f"--mpi={pmi}"] if pmi else []
+    more += [f"--exclude={besides}"] if besides else []
+    return ["srun", f"--ntasks={ranks}", "--quiet", *more, *flags]
 
 
 def read_sacct(lines: Collection[str]) -> Ending | None:
