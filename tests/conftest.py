@@ -11,9 +11,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from fsbroker import ClusterExecutor
+from fsbroker.launch import queue
 from tests.groups import GROUPS, required
 from tests.testbed.flux import Instance
 from tests.testbed.lab import Lab, Labmates
@@ -129,6 +132,25 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 def long(request: pytest.FixtureRequest) -> bool:
     """Whether the whole of a matrix is wanted, not only a part."""
     return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture
+def idle(tmp_path: Path) -> Iterator[ClusterExecutor]:
+    """An executor without agents: what it submits stays pending."""
+    executor = ClusterExecutor(tmp_path / "idle", backend="none")
+    yield executor
+    executor.shutdown(wait=False, cancel_futures=True)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory of a script whose queue jobs are looked after all the time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FSBROKER_IDLE_TIMEOUT", "1")
+    monkeypatch.setattr(queue, "QUERY_EVERY", 2.0)
+    monkeypatch.setattr(queue, "LOOK_EVERY", 0.5)
+    monkeypatch.setattr(queue, "NOBODY_ASKS", 5.0)
+    return tmp_path
 
 
 @pytest.fixture(params=["ext4", "xfs"])

@@ -41,14 +41,6 @@ def exe(spool):
         yield executor
 
 
-@pytest.fixture
-def idle(tmp_path):
-    """An executor without agents: what it submits stays pending."""
-    executor = ClusterExecutor(tmp_path / "idle", backend="none")
-    yield executor
-    executor.shutdown(wait=False, cancel_futures=True)
-
-
 def square(x):
     return x * x
 

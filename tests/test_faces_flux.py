@@ -12,25 +12,14 @@ import cloudpickle
 import pytest
 
 import fsbroker
-from fsbroker.launch import queue
 from tests.testbed import listings
 from tests.testbed.flux import Instance
 
 cloudpickle.register_pickle_by_value(listings)
 
-pytestmark = pytest.mark.flux
+pytestmark = [pytest.mark.flux, pytest.mark.usefixtures("flux", "here")]
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-@pytest.fixture(autouse=True)
-def here(flux: Instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FSBROKER_IDLE_TIMEOUT", "1")
-    monkeypatch.setattr(queue, "QUERY_EVERY", 2.0)
-    monkeypatch.setattr(queue, "LOOK_EVERY", 0.5)
-    monkeypatch.setattr(queue, "NOBODY_ASKS", 5.0)
-    return tmp_path
 
 
 @pytest.mark.mpich

@@ -29,14 +29,6 @@ def exe(tmp_path_factory):
         yield executor
 
 
-@pytest.fixture
-def idle(tmp_path):
-    """An executor without agents: what it submits stays pending."""
-    executor = ClusterExecutor(tmp_path / "idle", backend="none")
-    yield executor
-    executor.shutdown(wait=False, cancel_futures=True)
-
-
 @pytest.fixture(autouse=True)
 def ahead(monkeypatch):
     monkeypatch.setattr("fsbroker.mapping.AHEAD", FEW)

@@ -132,58 +132,56 @@ FLAKY = [
 ]
 
 
+@pytest.fixture
+def faulty(tmp_path):
+    """A file system that fails as it is told, and processes at work in a spool on it."""
+    with FaultFS(tmp_path) as disk, at_work(disk.path / "spool", tmp_path) as (processes, batches):
+        yield disk, processes, batches
+
+
 @pytest.mark.fuse
 @pytest.mark.parametrize("rules", [LIES, STALE, FLAKY], ids=["lies", "stale", "EIO"])
-def test_a_file_system_that_lies_and_fails(tmp_path, rules):
+def test_a_file_system_that_lies_and_fails(faulty, rules):
     """What was done counts as done, whatever the reply; what was not is tried again."""
-    with (
-        FaultFS(tmp_path) as disk,
-        at_work(disk.path / "spool", tmp_path) as (processes, batches),
-    ):
-        for rule in rules:
-            disk.rule(*rule)
-        for number in range(3):
-            batches.submit(prefix_of(number))
-            processes.ends(processes.agent())
-        batches.finish(exact=True)
-
-
-@pytest.mark.fuse
-def test_trouble_that_passes(tmp_path):
-    """All calls of a running agent fail for seconds: its task runs on, and counts once."""
-    with (
-        FaultFS(tmp_path) as disk,
-        at_work(disk.path / "spool", tmp_path) as (processes, batches),
-    ):
-        gate = tmp_path / "gate"
-        future = batches._executor.submit(hold, processes.journal, "held", str(gate))
-        batches.expect([future], [value_of("held")])
-        agent = processes.agent()
-        wait_until(lambda: runs_of(processes.journal))
-        for call in ("open", "create", "readdir", "link", "symlink", "rename", "fsync"):
-            disk.rule(call, "*", "EIO")
-        gate.touch()
-        time.sleep(3)
-        assert agent.poll() is None, processes.output(agent)
-        disk.calm()
-        assert future.result(DEADLINE) == value_of("held")
-        processes.ends(agent)
-        batches.finish(exact=True)
-
-
-@pytest.mark.fuse
-def test_a_slow_file_system(tmp_path):
-    """20 ms for each call: what is done for 400 tasks does not cost 400 calls."""
-    with (
-        FaultFS(tmp_path) as disk,
-        at_work(disk.path / "spool", tmp_path) as (processes, batches),
-    ):
-        for call in ("open", "create", "link", "symlink", "unlink", "rename", "readdir"):
-            disk.rule(call, "*", "delay:0.02")
-        batches.submit("slow", 400)
+    disk, processes, batches = faulty
+    for rule in rules:
+        disk.rule(*rule)
+    for number in range(3):
+        batches.submit(prefix_of(number))
         processes.ends(processes.agent())
-        disk.calm()
-        batches.finish(exact=True)
+    batches.finish(exact=True)
+
+
+@pytest.mark.fuse
+def test_trouble_that_passes(tmp_path, faulty):
+    """All calls of a running agent fail for seconds: its task runs on, and counts once."""
+    disk, processes, batches = faulty
+    gate = tmp_path / "gate"
+    future = batches._executor.submit(hold, processes.journal, "held", str(gate))
+    batches.expect([future], [value_of("held")])
+    agent = processes.agent()
+    wait_until(lambda: runs_of(processes.journal))
+    for call in ("open", "create", "readdir", "link", "symlink", "rename", "fsync"):
+        disk.rule(call, "*", "EIO")
+    gate.touch()
+    time.sleep(3)
+    assert agent.poll() is None, processes.output(agent)
+    disk.calm()
+    assert future.result(DEADLINE) == value_of("held")
+    processes.ends(agent)
+    batches.finish(exact=True)
+
+
+@pytest.mark.fuse
+def test_a_slow_file_system(faulty):
+    """20 ms for each call: what is done for 400 tasks does not cost 400 calls."""
+    disk, processes, batches = faulty
+    for call in ("open", "create", "link", "symlink", "unlink", "rename", "readdir"):
+        disk.rule(call, "*", "delay:0.02")
+    batches.submit("slow", 400)
+    processes.ends(processes.agent())
+    disk.calm()
+    batches.finish(exact=True)
 
 
 @pytest.mark.long

@@ -15,27 +15,16 @@ import cloudpickle
 import pytest
 
 import fsbroker
-from fsbroker.launch import queue
 from tests.testbed import listings
 from tests.testbed.slurm import Cluster
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 cloudpickle.register_pickle_by_value(listings)
 
-pytestmark = pytest.mark.slurm
+pytestmark = [pytest.mark.slurm, pytest.mark.usefixtures("slurm", "here")]
 
 LIMIT = 90.0
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def here(slurm: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FSBROKER_IDLE_TIMEOUT", "1")
-    monkeypatch.setattr(queue, "QUERY_EVERY", 2.0)
-    monkeypatch.setattr(queue, "LOOK_EVERY", 0.5)
-    monkeypatch.setattr(queue, "NOBODY_ASKS", 5.0)
-    return tmp_path
 
 
 FACE = fsbroker.SlurmClusterExecutor
