@@ -20,7 +20,7 @@ from tests.faults.processes import wait_until
 from tests.faults.tasks import hold, runs_of, task, value_of
 
 LEASE = 4.0
-ELSEWHERE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+ELSEWHERE = ["unshare", "--propagation=slave", "--pid", "--fork", "--mount-proc", "--kill-child"]
 
 
 def agent(spool: str, *before: str) -> subprocess.Popen[bytes]:

@@ -52,7 +52,8 @@ def test_clocks_that_differ_by_hours_and_jump(batches, executor, processes, monk
 
 
 SAME = 'hostname same; exec "$@"'
-ALIKE = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child", "sh", "-c", SAME]
+ALIKE = ["unshare", "--propagation=slave", "--uts", "--pid", "--fork", "--mount-proc"]
+ALIKE += ["--kill-child", "sh", "-c", SAME]
 
 
 @pytest.mark.users

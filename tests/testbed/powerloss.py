@@ -26,6 +26,7 @@ from __future__ import annotations
 import fcntl
 import functools
 import gc
+import glob
 import os
 import shutil
 import struct
@@ -96,8 +97,13 @@ class PowerLossDisk:
             with self._image.open("wb") as image:
                 image.truncate(SIZE)
             _run(*MKFS[self.kind], self._image)
+            # So that it goes from the mount namespaces of others, too, which would keep the
+            # old state of the disk alive: those that follow what is mounted here.
+            _run("mount", "--bind", self._work, self._work)
+            _run("mount", "--make-shared", self._work)
             self._mount()
         except BaseException:
+            _works("umount", self._work)
             shutil.rmtree(self._work)
             raise
         return self
@@ -110,6 +116,7 @@ class PowerLossDisk:
         # Never through a mount that stayed: only what this class made is removed.
         self.path.rmdir()
         self._image.unlink()
+        _works("umount", "--lazy", self._work)
         self._work.rmdir()
 
     def cut(self) -> None:
@@ -240,6 +247,7 @@ def _sweep_once() -> None:
     """Unmount and remove what sessions that were killed have left behind."""
     for work in leftovers.of_dead(PREFIX):
         _works("umount", "--lazy", work / "disk")
+        _works("umount", "--lazy", work)
         if not (work / "disk").is_mount():
             shutil.rmtree(work, ignore_errors=True)
 
@@ -272,7 +280,8 @@ def _attempt(*argv: object) -> subprocess.CompletedProcess[str]:
 
 def _open_on(path: Path) -> Iterator[tuple[int, int]]:
     """Process and descriptor of each file that is open below a path."""
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
+    # Not by Path.glob, which minds processes that end while it looks.
+    for link in map(Path, glob.glob("/proc/[0-9]*/fd/*")):
         try:
             # By name: a file system that is shut down answers no stat.
             if os.readlink(link).startswith(f"{path}/") or os.readlink(link) == str(path):
