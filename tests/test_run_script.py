@@ -15,7 +15,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 
-PYTEST = "-m pytest"
+PYTEST = "-m pytest --numprocesses=2 --dist=loadfile"
 
 # Answers questions as the real one; makes "environments" of copies of itself.
 PYTHON = f"""#!/bin/sh
