@@ -71,8 +71,9 @@ class Config:
     Attributes:
         spool: the directory that clients and agents share; None: not set anywhere.
         backend: who starts agents.
-        max_workers: cores of each local agent (None: all that the process may use), or of
-            each queue job that drains the spool (None: what its largest task needs).
+        max_workers: cores of each local agent (None: all that the process may use), of that of
+            an allocation (None: all), or of each queue job that drains the spool (None: what
+            its largest task needs).
         agents: how many local agents.
         workers: of a local agent that may be busy at once; None: as many as fit its cores.
         keep: False: the spool is a temporary directory; it is removed, and its agents end, with
@@ -86,7 +87,7 @@ class Config:
         idle_timeout: seconds after which an agent without work ends.
         block_allocation: True: queue jobs drain the spool; False: one for each task.
         min_jobs, max_jobs: how many queue jobs; None: 100.
-        nodes_per_job: of one queue job.
+        nodes_per_job: of one queue job; in an allocation the fewest that `max_workers` are on.
         job_time: seconds; None: what the site gives.
         project: part of the names of queue jobs.
         python: the interpreter on the nodes; None: the client's own path.

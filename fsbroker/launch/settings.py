@@ -19,10 +19,8 @@ from fsbroker.launch.scheduler import Scheduler
 from fsbroker.nodes import cores_of, own_slot
 from fsbroker.spool.files import is_shared
 from fsbroker.spool.jobs import VERSIONS
-from fsbroker.spool.layout import area_of
+from fsbroker.spool.layout import NESTED, area_of
 
-NESTED = "nested"
-"""The directory, in a spool, of the spool of its tasks."""
 IDLE_IN_TASK = 5.0
 """Seconds after which an agent inside of a task ends if it has no work."""
 _OF_THE_CLIENT = (

@@ -1,6 +1,6 @@
 """SLURM: sbatch through pysqa; squeue, scontrol, sacct and scancel by themselves.
 
-What each of them says and leaves out was measured with SLURM 22.05 (docs/design.md).
+What each of them says and leaves out was measured with SLURM 22.05 (deploy/slurm).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Every name and path in a spool; nothing else knows one.
 
     SPOOL/
-      spool.yaml                       format, lock class, durability
+      spool.yaml                       format, lock class, durability, sharing; what was measured
+      nested/                          the spool of what tasks submitted; in the area, if shared
       users/<area>/                    one area per user
         tasks/<stem>.h5                live task files
         claims/<stem>/<n>              the log of a task file
@@ -15,6 +16,7 @@
         jobs/<n>                       the log of queue jobs
         jobs/<digest>.settings         what they are submitted with
         logs/<key>/<agent>.<generation>/<rank>.out, .err   what each rank wrote
+        logs/agents/<token>.log        what local agents say
         logs/jobs/<n>/                 script and output of a queue job
         logs/programs/<token>/stdout, stderr               what `fsbroker.run` had written
         cancel/<stem>.<row>            requests to end a row; hints that a log has news
@@ -37,6 +39,8 @@ FORMAT = 1
 SPOOL_FILE = "spool.yaml"
 USERS = "users"
 """The directory of all areas."""
+NESTED = "nested"
+"""The directory, in a spool, of the spool of its tasks."""
 LOCKS = 64
 DIRECTORIES = (
     "tasks",
