@@ -18,7 +18,7 @@
         logs/<key>/<agent>.<generation>/<rank>.out, .err   what each rank wrote
         logs/agents/<token>.log        what local agents say
         logs/jobs/<n>/                 script and output of a queue job
-        logs/programs/<token>/stdout, stderr               what `fsbroker.run` had written
+        logs/programs/run-*/stdout, stderr                 what `fsbroker.run` had written
         cancel/<stem>.<row>            requests to end a row; hints that a log has news
         quarantine/ tmp/
 
