@@ -73,10 +73,11 @@ class Agent:
             while not self._may_leave():
                 if self._gives_up():
                     return
-                thorough = self.nap >= LONGEST_NAP
+                thorough, closing = self.nap >= LONGEST_NAP, self.world.closing
                 busy = self._round(thorough=thorough)
-                # A lock that somebody holds is waited for: one idle round tells nothing.
-                self.idle = self.idle + 1 if thorough and not busy else 0
+                # A lock that somebody holds is waited for: one idle round tells nothing; nor
+                # does one that began while work could still come.
+                self.idle = self.idle + 1 if closing and thorough and not busy else 0
                 self.nap = 0.01 if busy else min(2 * self.nap, LONGEST_NAP)
                 self.world.sleep(self.actor, self.nap)
             self._retry(self.session.leave)

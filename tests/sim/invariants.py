@@ -112,7 +112,6 @@ class Truth:
             want what it takes, are told so by an error); collected: whether there was one.
         gone: outcomes that it removed.
         wanted: the lowest round whose failure may reach a ticket.
-        ran: rows that were executed, as far as the disk can know.
         never: rows that a client was told will never run.
     """
 
@@ -128,7 +127,6 @@ class Truth:
         self.ended_keys: dict[bytes, int] = {}
         self.executions: dict[bytes, list[bytes]] = {}
         self.executed: set[tuple[str, int, str, int]] = set()
-        self.ran: set[Row] = set()
         self.never: set[Row] = set()
         self.resolved: dict[Any, tuple[int, bytes]] = {}
         self.wanted: dict[Any, int] = {}
@@ -406,7 +404,6 @@ class Truth:
         if missing:
             raise Violation(f"{row} is executed before its inputs have values")
         self.executed.add(mark)
-        self.ran.add(row)
         values = self.executions.setdefault(self.tasks[stem].keys[number], [])
         values.append(
             b'["%s",%d]' % (self.tasks[stem].keys[number].hex()[:6].encode(), len(values))
@@ -415,8 +412,9 @@ class Truth:
 
     def tell_cancelled(self, row: Row) -> None:
         """A client was told that a row will never run."""
-        if row in self.ran:
-            raise Violation(f"a client was told that {row} is cancelled, though it has run")
+        stem, number = row
+        if number not in self.folds[stem].cancelled:
+            raise Violation(f"a client was told that {row} is cancelled, and its log is not")
         self.never.add(row)
 
     def acknowledge(self, rows: Iterable[Row]) -> None:
@@ -455,7 +453,6 @@ class Truth:
     def power_loss(self) -> None:
         """Look at everything anew: what was promised must still be there."""
         before, accepted = self.outcomes, self.accepted
-        self.ran.clear()  # a claim without an outcome may be gone, and nobody knows of it
         self.outcomes, self.ended_keys, self.folds = {}, {}, {}
         self._read_tasks(accepted)
         self._read_streams()
