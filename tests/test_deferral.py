@@ -35,6 +35,7 @@ sys.stdin.readline()
 print(json.dumps([future.result(60), other.result(60)]), flush=True)
 executor.shutdown()
 """
+NEVER = 1e9
 PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
 
@@ -107,7 +108,8 @@ def test_one_key_of_two_users_runs_once(pair, lab):
 
 
 def test_the_waiter_runs_it_when_the_agent_is_killed(pair, lab):
-    first, waiter = pair.first(), pair.waiter()
+    """As soon as its process has ended, not only when it has long been silent."""
+    first, waiter = pair.first(), pair.waiter(SILENCE=NEVER)
     pid = pair.agent_of(lab.b)
     first.kill()  # else it would start another agent
     os.kill(pid, signal.SIGKILL)
@@ -130,7 +132,7 @@ def test_the_waiter_runs_it_when_the_agent_is_stopped(pair, lab):
 
 def test_the_waiter_runs_what_was_cancelled(pair, lab):
     first = pair.first(backend="none")
-    waiter = pair.waiter()
+    waiter = pair.waiter(UNTAKEN=NEVER)
     (lab.marks / "wait").unlink()
     first.communicate("cancel", timeout=30)
     assert pair.end(waiter) == pair.value_of(lab.c)
