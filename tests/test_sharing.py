@@ -34,6 +34,7 @@ def test_modes_are_set_whatever_the_umask(lab):
         assert {mode(one) for one in area.iterdir() if one.name not in READABLE} == {0o2700}
     paths = [*lab.area(lab.b).rglob("*")]
     assert {path.stat().st_gid for path in paths} == {lab.accounts.group}
+    assert {mode(path) for path in paths if path.parent.name == "results"} == {0o2750}
     assert {mode(path) for path in paths if path.is_file()} == {0o640}
 
 
@@ -155,6 +156,10 @@ def test_what_was_taken_over_stays_and_says_where_it_is_from(lab):
     (record,) = json.loads(lab.cli(lab.c, "cache", "show", key[:12], "--json").out)
     assert (record["user"], record["through"]) == (lab.c.name, [lab.b.name])
     assert (record["host"], record["python"], record["value"]) == ("n7", "3.11.2", "7")
+    assert lab.look(lab.a, ["plain", 1], trust=[lab.c.name])["values"] == ["7"]
+    records = json.loads(lab.cli(lab.a, "cache", "show", key[:12], "--json").out)
+    ways = {one["user"]: one["through"] for one in records}
+    assert ways[lab.a.name] == [lab.c.name, lab.b.name]
 
 
 def test_dependents_of_a_value_that_was_taken_over_find_it(lab):

@@ -259,9 +259,10 @@ def test_s5_a_file_with_more_names_than_fsbroker_gives_is_refused(lab):
         ("f = open(path, 'wb'); f.truncate(1 << 40); f.close()", "Not an fsbroker file"),
         ("open(path, 'wb').close()", "Not an fsbroker file"),
         ("open(path, 'wb').close(); os.chmod(path, 0o600)", "lets nobody else read it"),
-        ("open(path, 'wb').close(); os.chmod(path, 0o666)", "others may write to it"),
+        ("open(path, 'wb').close(); os.chmod(path, 0o660)", "others may write to it"),
+        ("open(path, 'wb').close(); os.chmod(path, 0o646)", "others may write to it"),
     ],
-    ids=["fifo", "directory", "device", "socket", "sparse", "empty", "closed", "writable"],
+    ids=["fifo", "directory", "device", "socket", "sparse", "empty", "closed", "group", "world"],
 )
 def test_s6_what_is_no_result_file_is_told_and_the_others_are_read(lab, make, told):
     good = lab.publish(lab.b, ["plain", 1, ["plain", "good"]])
