@@ -13,11 +13,12 @@ import pytest
 
 from fsbroker import cli
 from fsbroker.cli import doctor
-from fsbroker.doctor import launching, purges
-from fsbroker.doctor.probes import Own
-from fsbroker.doctor.verdict import Level
+from fsbroker.doctor import launching, partners, purges
+from fsbroker.doctor.probes import Own, Pair
+from fsbroker.doctor.verdict import Level, Sides, examine
 from fsbroker.spool.spool import Settings, create, open_spool, read_settings, record
 from fsbroker.spool.watch import LAST_DELAY, Polling, watch
+from tests.testbed.faultfs import FaultFS
 from tests.testbed.nfs import run_in_nfs
 from tests.testbed.shell import Shell
 
@@ -88,10 +89,10 @@ def test_with_a_peer_both_sides_are_measured(shell, ssh):
     assert levels(told)["clocks"] == Level.FINE
 
 
-def test_memory_is_not_durable_and_that_is_said(shell, tmp_path):
-    if subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=8m,nr_inodes=2000", "t", tmp_path], check=False
-    ).returncode:
+@pytest.mark.parametrize("size", ["size=8m,nr_inodes=1m", "size=2g,nr_inodes=2000"])
+def test_memory_is_not_durable_and_that_is_said(shell, tmp_path, size):
+    """And there is little of it: bytes, or inodes."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", size, "t", tmp_path], check=False).returncode:
         pytest.skip("cannot mount a tmpfs")
     try:
         code, told = shell.json("doctor")
@@ -99,7 +100,7 @@ def test_memory_is_not_durable_and_that_is_said(shell, tmp_path):
         subprocess.run(["umount", "-l", tmp_path], check=True)
     assert code == cli.FLAWED
     assert "tmpfs" in said(told, "purge")
-    assert levels(told)["room"] == Level.WARNING  # 8 MB and 2000 inodes
+    assert levels(told)["room"] == Level.WARNING
     assert levels(told)["races"] == Level.FINE
 
 
@@ -145,6 +146,19 @@ def test_locks_that_do_not_exclude_are_found_and_not_used(two_mounts, shell, ssh
     assert levels(told)["races"] == Level.FINE
 
 
+def test_one_pair_whose_locks_do_not_exclude_is_enough(two_mounts):
+    here, there = two_mounts
+    here.mkdir()
+    with ExitStack() as stack:
+        far, near = (
+            stack.enter_context(partners.started(partners.hands_in(str(place))))
+            for place in (there, here)
+        )
+        own = Own(str(here))
+        pairs = [Pair("with another host", own, far), Pair("here", own, near)]
+        assert examine(Sides(own, {}, pairs, str(here))).lock != "flock"
+
+
 LIES = {
     "no symbolic links": ("symlink,symlinkat:error=EPERM", "races", Level.UNFIT),
     "links that are told but not made": ("link,linkat:retval=0:when=2+", "races", Level.UNFIT),
@@ -175,6 +189,17 @@ def test_a_side_whose_calls_lie_is_found_out(shell, ssh, lie):
         assert told["recorded"]["lock"] == "soft"
     if lie == "slow listings":
         assert told["recorded"]["pause"] >= 0.5
+
+
+@pytest.mark.fuse
+def test_names_that_somebody_else_has_than_was_told_are_found(shell, tmp_path):
+    (tmp_path / "disk").mkdir()
+    with FaultFS(tmp_path / "disk") as disk:
+        disk.rule("link", "*/races*", "lie:EEXIST", 3)
+        shell.spool = str(disk.path / "spool")
+        code, told = shell.json("doctor")
+    assert code == cli.UNFIT
+    assert "0 names given twice, " in said(told, "races")
 
 
 def test_another_python_on_the_other_side_is_named(shell, ssh, tmp_path):
@@ -292,6 +317,7 @@ def test_settings_of_a_version_that_knows_more_are_kept_apart(tmp_path):
         ("q /data/spools - - - 4w", "4w"),
         ("d /data 1777 root root -", ""),
         ("d /elsewhere 1777 root root 10d", ""),
+        ("d /dat 1777 root root 10d", ""),
         ("r /data/x", ""),
     ],
 )
@@ -302,9 +328,24 @@ def test_a_purge_that_systemd_is_told_to_do_is_found(tmp_path, monkeypatch, line
     assert (told in found) if told else found == ""
 
 
-def test_other_purges_are_guessed_from_names(monkeypatch):
+def test_of_two_lists_of_one_name_the_first_counts(tmp_path, monkeypatch):
+    for name, age in (("etc", "-"), ("lib", "10d")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.conf").write_text(f"d /data 1777 root root {age}\n")
+    places = (str(tmp_path / "etc"), str(tmp_path / "lib"))
+    monkeypatch.setattr(purges, "CONFIGURED", places)
+    assert purges.policy("/data/mine") == ""
+    monkeypatch.setattr(purges, "CONFIGURED", places[::-1])
+    assert "10d" in purges.policy("/data/mine")
+
+
+def test_other_purges_are_guessed_from_names(tmp_path, monkeypatch):
     monkeypatch.setattr(purges, "CONFIGURED", ())
     monkeypatch.setenv("SCRATCH", "/data/fast")
+    assert "$SCRATCH" in purges.policy("/data/fast/me")
+    assert purges.policy("/data/faster/me") == ""
+    (tmp_path / "link").symlink_to("/data/fast")
+    monkeypatch.setenv("SCRATCH", str(tmp_path / "link"))
     assert "$SCRATCH" in purges.policy("/data/fast/me")
     assert "scratch" in purges.policy("/gpfs/scratch7/me")
     assert purges.policy("/home/me/spool") == ""

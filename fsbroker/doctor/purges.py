@@ -52,14 +52,17 @@ def _age_in(line: str, path: str) -> tuple[str, str] | None:
     words = line.split()
     if len(words) < 6 or words[0][0] not in "dDvqQ" or words[5] in ("-", ""):
         return None
-    inside = path == words[1] or path.startswith(words[1].rstrip("/") + "/")
-    return (words[1], words[5]) if inside else None
+    return (words[1], words[5]) if _is_below(path, words[1]) else None
+
+
+def _is_below(path: str, directory: str) -> bool:
+    return f"{path}/".startswith(f"{directory.rstrip('/')}/")
 
 
 def _named(path: str) -> str:
     for name in VARIABLES:
         value = os.environ.get(name)
-        if value and path.startswith(os.path.realpath(value)):
+        if value and _is_below(path, os.path.realpath(value)):
             return f"this is below ${name}: sites often purge old files there; ask yours"
     if match := SCRATCH.search(path):
         return f"{match[0]} in its path: sites often purge old files there; ask yours"
