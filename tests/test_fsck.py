@@ -19,8 +19,10 @@ from fsbroker.spool.live import LiveFiles
 from fsbroker.spool.mend import mend
 from fsbroker.spool.spool import open_spool
 from fsbroker.spool.streams import Sealed
+from fsbroker.spool.taskfile import TaskRow
 from fsbroker.spool.values import Value
 from fsbroker.task import Encoding, Status
+from tests.testbed import byhand
 from tests.testbed.byhand import ByHand, Job, key_of
 from tests.testbed.pieces import PIECES
 from tests.testbed.shell import Shell
@@ -173,7 +175,7 @@ def test_damaged_arguments_leave_the_other_tasks_alone(hand, shell):
 
 def test_outcomes_that_a_damaged_file_still_shows_are_kept(hand):
     """One of three values is bad: the others stand, and that one runs again."""
-    stem = hand.submit("one", "two", "three")
+    stem = hand.submit("two", "one", "three")  # not in the order of their keys
     agent = hand.agent()
     hand.end(agent, hand.claim(agent), values=Value(Encoding.PLAIN, b'"a long value"'))
     path = Path(hand.root, hand.area.stream_file(agent.agent, 0))
@@ -189,6 +191,22 @@ def test_outcomes_that_a_damaged_file_still_shows_are_kept(hand):
     assert all(outcome_of(hand, name) for name in ("one", "two", "three"))
     assert faults(hand) == {}
     assert hand.files.names(hand.area.archive) == [f"{stem}.h5"]
+
+
+def test_outcomes_with_a_failure_whose_text_is_damaged_run_again(hand):
+    hand.submit("one", "two")
+    agent = hand.agent()
+    hand.end(agent, hand.claim(agent), failing=["two"])
+    agent.leave()
+    path = Path(hand.root, hand.area.stream_file(agent.agent, 0))
+    text = bytearray(path.read_bytes())
+    text[text.rindex(b"Traceback: no")] ^= 1
+    path.write_bytes(text)
+    assert mend(hand.files, hand.area).trouble == []
+    hand.run()
+    assert outcome_of(hand, "one") == (Status.DONE, b"0")
+    assert outcome_of(hand, "two") == (Status.DONE, b"1")
+    assert faults(hand) == {}
 
 
 def test_a_damaged_value_does_not_end_the_agents_that_pack(hand):
@@ -353,6 +371,13 @@ def test_the_same_value_twice_is_no_contradiction(hand):
     assert faults(hand) == {}
 
 
+def test_one_key_of_two_calls_is_told(hand, monkeypatch):
+    hand.submit("one")
+    monkeypatch.setattr(byhand, "TaskRow", lambda key, _, *rest: TaskRow(key, b"2" * 20, *rest))
+    hand.submit("one")
+    assert faults(hand) == {Kind.TWO_CALLS: [key_of("one").hex()]}
+
+
 def test_two_outcomes_of_one_row_are_told(hand):
     hand.submit("one", "two")
     first, second = hand.agent(), hand.agent()
@@ -398,10 +423,12 @@ def test_leftovers_go(hand):
     assert faults(hand) == {}
 
 
-def test_tasks_of_agents_that_are_gone_run_again(hand):
+@pytest.mark.parametrize("ended", [1, 0], ids=["with outcomes", "without any"])
+def test_tasks_of_agents_that_are_gone_run_again(hand, ended):
     hand.submit("one", "two", "three")
     agent = hand.agent()
-    hand.end(agent, hand.claim(agent, 1))
+    if ended:
+        hand.end(agent, hand.claim(agent, ended))
     stem = hand.claim(agent, 1).live.stem
     agent.publisher.vanish()
     (found,) = fsck.survey(hand.files, hand.area)[0]
@@ -409,7 +436,7 @@ def test_tasks_of_agents_that_are_gone_run_again(hand):
     mend(hand.files, hand.area)
     with pytest.raises(Sealed):  # should it only have slept
         agent.publish(
-            [agent.holdings.outcome(agent.holdings.claimed[stem], 1, Status.DONE, NOTHING)]
+            [agent.holdings.outcome(agent.holdings.claimed[stem], ended, Status.DONE, NOTHING)]
         )
     hand.run()
     assert all(outcome_of(hand, name) for name in ("one", "two", "three"))

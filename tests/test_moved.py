@@ -115,6 +115,8 @@ def test_touch_makes_everything_young_and_disturbs_nobody(tmp_path, capsys, monk
     PIECES["checkpoint"](hand)
     PIECES["pack"](hand)
     hand.submit("later")
+    leftover = hand.area.temporary("f" * 16)
+    hand.files.write_new(leftover, [b"x"], sync=False)
     paths = [path for path in hand.paths() if not path.startswith(hand.area.tmp)]
     hand.make_all_old(100)
     os.utime(f"{hand.root}/spool.yaml", (0, 0))
@@ -125,6 +127,7 @@ def test_touch_makes_everything_young_and_disturbs_nobody(tmp_path, capsys, monk
     for path in [*paths, "spool.yaml"]:
         status = os.lstat(f"{hand.root}/{path}")
         assert min(status.st_mtime, status.st_atime) > newest + 86400, path
+    assert os.lstat(f"{hand.root}/{leftover}").st_mtime < newest + 86400  # to be swept one day
     assert {path: _content(f"{hand.root}/{path}") for path in paths} == before
     hand.run()
     assert Results(hand.files, hand.area).poll() is None
