@@ -19,6 +19,8 @@ from fsbroker import ClusterExecutor, attach, cli
 from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew, KeyConflict
 from fsbroker.report import arrays, crate
 from fsbroker.report.arrival import Crate, deliver
+from fsbroker.spool import streams
+from fsbroker.spool.census import Census
 from fsbroker.spool.spool import create
 from tests.testbed import validator
 from tests.testbed.byhand import ByHand, Job, key_of
@@ -135,12 +137,16 @@ def test_the_same_script_on_another_spool_runs_no_task(trip, tmp_path, capsys):
     assert (code, told) == (cli.OK, {"imported": TASKS, "present": 0, "failed": 0, "pickled": 1})
     assert trip.run(tmp_path / "other") == trip.printed
     assert trip.marks() == TASKS
-    # Once more: nothing is brought twice, and what came by import can be exported and packed.
+    # Once more: nothing is brought twice.
     assert shell.run("import", str(trip.crate)) == (
         cli.OK,
         f"0 values imported\n{TASKS} were here already\n",
     )
-    assert len(_streams(tmp_path / "other")) == 1
+    (stream,) = _streams(tmp_path / "other")
+    files, area, _ = create(tmp_path / "other")
+    assert streams.is_sealed(files, area, stream)  # no agent will do it
+    origins = [file.origin(0) for file in Census(files, area).result_files()]
+    assert {one["imported"] for one in origins} == {str(trip.crate)}
 
 
 def _streams(spool):
@@ -271,6 +277,7 @@ FORGED = {
     "a descriptor that is none": ((*FIRST, "descriptor"), "x" * 40),
     "a round below zero": ((*FIRST, "round"), -1),
     "ranks that are no number": ((*FIRST, "ranks"), "1"),
+    "more ranks than a row has room for": ((*FIRST, "ranks"), 1 << 16),
     "no start": ((*FIRST, "started"), None),
     "memory": ((*FIRST, "peak_memory"), 1.5),
     "an agent that is none": ((*FIRST, "agent"), "desk"),
@@ -326,10 +333,12 @@ def test_links_and_files_outside_are_refused(copied, tmp_path):
     tasks.unlink()
     (tmp_path / "elsewhere").rename(tasks)
     metadata = json.loads((copied / crate.METADATA).read_text())
-    metadata["@graph"].append({"@id": "../secret", "@type": "File", "sha256": "0"})
-    (copied / crate.METADATA).write_text(json.dumps(metadata))
-    with pytest.raises(FileRefused, match="outside of it"):
-        Crate(copied)
+    metadata["@graph"].append({"@type": "File", "sha256": "0"})
+    for name in ("../secret", str(tmp_path / "secret")):
+        metadata["@graph"][-1]["@id"] = name
+        (copied / crate.METADATA).write_text(json.dumps(metadata))
+        with pytest.raises(FileRefused, match="outside of it"):
+            Crate(copied)
 
 
 @pytest.mark.users

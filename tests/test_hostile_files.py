@@ -87,10 +87,11 @@ def test_a_header_of_any_length_takes_no_memory(spool):
 
 
 def test_sections_that_share_bytes_are_refused(spool):
-    data = corpus.task_files()[0]
-    place = taken_apart(data)[0]["sections"]["rows"]
-    path = put(spool, spool.area.blob(corpus.BLOB), with_sections(data, again=place))
-    assert "overlap" in refuses(lambda: Container(spool.files, path))
+    data = with_sections(corpus.task_files()[0])
+    offset, length, checksum = taken_apart(data)[0]["sections"]["rows"]
+    for place in ([offset, length, checksum], [offset + length - 1, 1, 0]):
+        path = put(spool, spool.area.blob(corpus.BLOB), with_sections(data, again=place))
+        assert "overlap" in refuses(lambda path=path: Container(spool.files, path))
 
 
 def test_a_blob_that_is_larger_than_memory(spool):
