@@ -29,6 +29,7 @@ from fsbroker import (
 )
 from fsbroker.client.history import History, Phase
 from fsbroker.errors import NotInCache, ResourceError, SpoolMissing, TaskCancelled
+from fsbroker.spool.index import Results
 from fsbroker.spool.spool import open_spool
 
 PATIENCE = 30.0
@@ -131,6 +132,7 @@ def test_terminate_tasks(spool, tmp_path):
         for future in [*futures, one]:
             assert isinstance(future.exception(PATIENCE), TaskCancelled)
     exe.shutdown()
+    assert [row["output"] for row in get_cache_data(spool)] == [10]
     with pytest.raises(SpoolMissing):
         terminate_tasks_in_cache(tmp_path / "nothing")
 
@@ -301,6 +303,10 @@ def test_import_of_a_failed_call(peer, spool):
         assert isinstance(failed.exception(PATIENCE), TypeError)
     command("import-cache", peer, "--spool", spool)
     assert get_future_from_cache(spool, "mine").result(PATIENCE) == 3
+    files, area, _ = open_spool(spool)
+    results = Results(files, area)
+    results.poll(deep=True)
+    assert results.find(failed.key).round == 1
 
 
 def test_agents_do_not_run_what_is_imported(peer, write, spool, tmp_path):

@@ -436,6 +436,11 @@ def _item(executor, f):
     )
 
 
+def _reserved(executor, f):
+    made = executor.submit(dict, [["__result__", 5]])
+    executor.submit(f.calc_add, get_item_from_future(made, "__result__"), 1)
+
+
 def _deep(executor, f):
     nest = executor.submit(f.list_of, [4, {"k": 5}])
     (inner,) = split_future(nest, 1)
@@ -480,6 +485,7 @@ RUNS = {
     ),
     "items": (_item, 1),
     "items of items": (_deep, 9),
+    "an item whose name the format keeps for itself": (_reserved, 6),
     "no arguments": (lambda exe, f: exe.submit(f.nothing), 3),
     "no arguments, and another": (
         lambda exe, f: exe.submit(f.calc_add, exe.submit(f.nothing), 1),

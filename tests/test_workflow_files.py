@@ -148,10 +148,10 @@ def test_lists_dicts_and_calls_by_place_become_arguments_again(shell, here):
     with ClusterExecutor(export_workflow_filename="flow.json") as executor:
         one = executor.submit(workflow.nothing)
         many = executor.submit(sum, [executor.submit(sum, one), 5])
-        executor.submit(dict, a=[many, {"b": one}], b=1)
+        executor.submit(dict, a=[executor.submit(divmod, many, 3), {"b": one}], b=1)
     code, told = shell.json("run", "flow.json")
-    assert (code, told["tasks"]) == (cli.OK, 4)
-    assert told["outputs"] == {"result": {"a": [8, {"b": [1, 2]}], "b": 1}}
+    assert (code, told["tasks"]) == (cli.OK, 5)
+    assert told["outputs"] == {"result": {"a": [[2, 2], {"b": [1, 2]}], "b": 1}}
 
 
 def test_ports_of_split_futures_as_executorlib_writes_them(shell):
@@ -213,6 +213,7 @@ BROKEN = {
     "an item of no name": (_with(edges=[edge(0, "x", 3, [1])]), "an edge names no item"),
     "no edge": (_with(edges=[1]), "an edge joins no two nodes"),
     "an edge to an input": (_with(edges=[edge(3, "x", 0)]), "goes to an input"),
+    "an edge from an output": (_with(edges=[edge(1, "x", 5)]), "comes from an output"),
     "an edge without argument": (_with(edges=[edge(0, None, 3)]), "an edge names no argument"),
     "an argument twice": (
         _with(edges=[edge(0, "x", 3), edge(0, "x", 4)]),
