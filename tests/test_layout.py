@@ -42,6 +42,12 @@ def test_a_chain_is_a_straight_line():
     assert len({x for x, _ in found.centres}) == 1
 
 
+def test_a_node_stands_below_what_it_comes_from():
+    found = layout([Box(50.0, 30.0)] * 4, [(0, 1), (1, 2), (0, 3)])
+    assert found.centres[1][0] != found.centres[0][0]  # it has another beside it
+    assert found.centres[2][0] == pytest.approx(found.centres[1][0])
+
+
 def test_crossings_are_undone():
     """Two parallel chains whose nodes were met in another order."""
     found = layout([Box(50.0, 30.0)] * 4, [(0, 3), (1, 2)])

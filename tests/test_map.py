@@ -119,6 +119,7 @@ def test_lists_are_taken_as_they_are(idle):
     items.clear()
     idle._loop.drain()
     assert idle._loop.feeds == set()
+    assert idle._loop.pending() == MANY
     results.close()
 
 
@@ -142,6 +143,18 @@ def test_shutdown_that_cancels(idle):
     idle.shutdown(wait=True, cancel_futures=True)
     with pytest.raises(CancelledError):
         list(results)
+
+
+def test_shutdown_that_cancels_after_some_results(tmp_path):
+    """They do not look like all."""
+    with ClusterExecutor(tmp_path / "spool", max_workers=2) as executor:
+        results = executor.map(double, range(MANY))
+        executor._loop.wait()
+        executor.shutdown(cancel_futures=True)
+    taken = itertools.islice(results, FEW)
+    assert list(taken) == [2 * n for n in range(FEW)]
+    with pytest.raises(CancelledError):
+        next(results)
 
 
 def test_script_that_ends_without_taking_results(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,47 @@ def test_a_task_has_its_own_cores_only(tmp_path: Path) -> None:
     assert (below_it[1], own[1]) == (1, 2)
     assert set(below_it[2]) <= set(own[2])
     assert found["spools"] == [inner]
+
+
+def refusal(spool: str) -> str:
+    with ClusterExecutor(spool, "local", idle_timeout=1.0) as executor:
+        try:
+            executor.submit(pow, 3, 4, resource_dict={"memory_max": 0.75})
+        except errors.ResourceError as error:
+            return str(error)
+    return ""
+
+
+def test_a_task_has_its_own_memory_only(tmp_path: Path) -> None:
+    wishes = {"memory_max": 0.5}
+    with ClusterExecutor(tmp_path / "spool", "local", max_workers=1, idle_timeout=1.0) as executor:
+        future = executor.submit(refusal, str(tmp_path / "inner"), resource_dict=wishes)
+        assert "there are 512" in future.result(LIMIT)
+
+
+def hold(begun: str, gate: str) -> None:
+    Path(begun).touch()
+    while not Path(gate).exists():
+        time.sleep(0.02)
+
+
+def ask(spool: str) -> int:
+    with ClusterExecutor(spool, "local", idle_timeout=1.0) as executor:
+        return executor.submit(pow, 3, 4).result(LIMIT / 2)
+
+
+def test_agents_outside_of_a_task_are_none_for_what_it_submits(tmp_path: Path) -> None:
+    """They may be full, and wait for it."""
+    shared, begun, gate = (str(tmp_path / name) for name in ("shared", "begun", "gate"))
+    one = {"backend": "local", "max_workers": 1, "idle_timeout": 1.0}
+    with ClusterExecutor(shared, **one) as full, ClusterExecutor(tmp_path / "own", **one) as own:
+        held = full.submit(hold, begun, gate)
+        while not Path(begun).exists():
+            assert not held.done()
+        try:
+            assert own.submit(ask, shared).result(LIMIT) == 81
+        finally:
+            Path(gate).touch()
 
 
 def test_only_flux_gives_tasks_instances(tmp_path: Path) -> None:
