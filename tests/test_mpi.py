@@ -180,8 +180,9 @@ class TestGroups:
 
     @pytest.mark.parametrize("which", [0, 1])
     def test_a_rank_that_is_killed(self, group: Any, ranks: int, which: int) -> None:
+        bench = group(ranks)
         for _ in range(3):  # mpiexec kills the others: on a busy machine all ends are seen at once
-            lost = self.quickly(group(ranks), on_rank, which, kill_me)
+            lost = self.quickly(bench, on_rank, which, kill_me)
             assert isinstance(lost, Lost)
             if lost.rank == which:
                 break
