@@ -162,7 +162,7 @@ def test_one_pair_whose_locks_do_not_exclude_is_enough(two_mounts):
 LIES = {
     "no symbolic links": ("symlink,symlinkat:error=EPERM", "races", Level.UNFIT),
     "links that are told but not made": ("link,linkat:retval=0:when=2+", "races", Level.UNFIT),
-    "exclusive creation that is not": ("link,linkat:error=EIO", "races", Level.UNFIT),
+    "links that fail": ("link,linkat:error=EIO", "races", Level.UNFIT),
     "no locks at all": ("flock:error=ENOLCK", "locks", Level.NOTE),
     "slow listings": ("getdents64:delay_enter=60000", "listing", Level.WARNING),
 }

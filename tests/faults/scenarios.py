@@ -16,8 +16,10 @@ DISORDER = "tests/faults/test_disorder.py"
 POWER = "tests/faults/test_powerloss.py"
 CRASHES = "tests/faults/test_crashes.py"
 NFS = "tests/faults/test_nfs.py"
+PURGE = "tests/faults/test_purge.py"
 SIM = "tests/test_simulation.py::test_the_rules_hold_in_every_seed"
 MODEL = "tests/test_sim_model.py"
+VERSIONS = "tests/test_versions.py"
 TROUBLE = "tests/test_client_trouble.py"
 CLIENTS = "tests/test_client_processes.py"
 EXECUTOR = "tests/test_executor.py"
@@ -133,9 +135,9 @@ SCENARIOS = {
         (
             f"{DISORDER}::test_an_agent_that_slept_in_the_middle_of_a_step",
             f"{DISORDER}::test_an_agent_that_slept_past_its_lease_discards_its_work",
+            f"{NFS}::test_a_host_whose_link_is_cut_and_mended",
             SIM,
         ),
-        "a client host whose link is cut: two kernels, or network namespaces with NFS of their own",
     ),
     21: Scenario(
         "stopped past its lease, then awake",
@@ -253,6 +255,9 @@ SCENARIOS = {
         "two versions of fsbroker",
         (
             "tests/test_spool_container.py::test_a_newer_format_is_refused_and_both_versions_are_named",
+            f"{VERSIONS}::test_a_newer_spool_is_refused_by_everybody_and_left_as_it_is",
+            f"{VERSIONS}::test_each_version_runs_what_it_can_read",
+            f"{VERSIONS}::test_no_newer_file_of_any_kind_is_touched",
         ),
     ),
     46: Scenario(
@@ -283,7 +288,20 @@ SCENARIOS = {
     52: Scenario(
         "no space for the error", (f"{MOUNTS}::test_a_full_disk_while_an_error_is_reported",)
     ),
-    53: Scenario("a site's purge", (f"{TROUBLE}::test_task_file_removed_by_hand",)),
-    54: Scenario("a spool that was copied", (f"{HOSTS}::test_a_spool_that_was_copied_elsewhere",)),
+    53: Scenario(
+        "a site's purge",
+        (
+            f"{PURGE}::test_one_kind_of_file_goes_while_it_is_in_use",
+            f"{PURGE}::test_one_kind_of_file_goes_from_a_spool_at_rest",
+            f"{TROUBLE}::test_task_file_removed_by_hand",
+        ),
+    ),
+    54: Scenario(
+        "a spool that was copied",
+        (
+            f"{HOSTS}::test_a_spool_that_was_copied_elsewhere",
+            "tests/test_moved.py::test_a_spool_that_was_copied_under_load_goes_on_elsewhere",
+        ),
+    ),
 }
 """By their number."""

@@ -33,3 +33,15 @@ def test_a_server_that_goes_and_comes():
     assert alive == "[None, None]"
     assert ended == "[0, 0]"
     assert again == "0"
+
+
+@pytest.mark.nfs
+@pytest.mark.timeout(400)
+def test_a_host_whose_link_is_cut_and_mended():
+    """Its row is taken over, and what it did meanwhile counts for nothing."""
+    text = run_in_nfs(Path(__file__).parent / "nfs_cut.py", timeout=380)
+    stories = [line.split() for line in text.splitlines()]
+    assert [version for version, *_ in stories] == ["V4", "V3"]
+    for version, taken_over, woken, again in stories:
+        print(f"{version}: taken over after {taken_over} s; ended {woken} s after its link came")
+        assert again == "1"

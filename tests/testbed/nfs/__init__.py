@@ -33,7 +33,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[2]
-NFS_MODULES = "sunrpc grace lockd nfs nfsv3 nfsv4 nfsd"
+NFS_MODULES = "sunrpc grace lockd nfs nfsv3 nfsv4 nfsd veth"
 PROGRAMS = [
     "linux.uml",
     "gcc",
