@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import sys
 from contextlib import suppress
 
 import h5py
@@ -234,3 +235,22 @@ def test_stems_sort_by_priority_then_age():
     assert sorted(stems) == [str(first), str(STEM), str(STEM._replace(born=2))]
     assert parse_stem("../../" + str(STEM)) is None
     assert parse_stem(str(STEM) + "~") is None
+
+
+BUILD = """
+from fsbroker.spool import hdf5
+try:
+    hdf5.build("x", {"a": "b"}, {"n": b"content"})
+except OSError as error:
+    print("told")
+"""
+
+
+@pytest.mark.strace
+@pytest.mark.parametrize("nth", range(1, 5))
+def test_a_write_to_memory_that_fails_is_told_as_such(nth):
+    """By HDF5 as whatever it was about to do next."""
+    inject = ["-e", "trace=write", "-e", f"inject=write:error=ENOMEM:when={nth}"]
+    command = ["strace", "-f", "-qq", "-o", "/dev/null", *inject, sys.executable, "-c", BUILD]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "told\n"

@@ -31,8 +31,10 @@ SHARED = stat.S_ISVTX | stat.S_ISGID
 """The mode bits of ``users/`` by which a spool is known to be shared (`sharing.py`)."""
 MOST_NAMES = 3
 """Links that a published file has at most: its name, a temporary one, and an archived one."""
-STALE_RETRIES = 5
-"""An ESTALE goes away when the path is looked up again; more than a few mean trouble."""
+PASSING = (errno.ESTALE, errno.EINTR)
+"""Errors that go away when the path is looked up again, unless there is trouble."""
+RETRIES = 5
+"""More of those than a few mean trouble."""
 
 _FULL = {
     errno.ENOSPC: "Free some space or inodes ('fsbroker gc' shows what the spool holds)",
@@ -305,11 +307,11 @@ class Files:
     # -- private -------------------------------------------------------------------------
 
     def _retry(self, call: Callable[[str], T], path: str) -> T:
-        for attempt in range(STALE_RETRIES):
+        for attempt in range(RETRIES):
             try:
                 return call(self._prefix + path)
             except OSError as error:
-                if error.errno == errno.ESTALE and attempt < STALE_RETRIES - 1:
+                if error.errno in PASSING and attempt < RETRIES - 1:
                     continue
                 if told := explain(error, self._prefix + path):
                     raise told from error

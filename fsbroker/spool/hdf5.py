@@ -9,6 +9,7 @@ when its code is cold.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -54,7 +55,10 @@ def build(
     """The image of an HDF5 file, in pieces, and the offset of each dataset in it."""
     attributes = tuple((name, _text(value)) for name, value in meta.items())
     slots = tuple(_slot(name, content) for name, content in sections.items())
-    frame = _frame(kind, attributes, slots)
+    try:
+        frame = _frame(kind, attributes, slots)
+    except AttributeError as error:  # what h5py makes of a write that fails at the close
+        raise OSError(errno.ENOMEM, "HDF5 could not lay out a file in memory") from error
     contents = {frame.offsets[name]: _bytes(content) for name, content in sections.items()}
     pieces: list[Buffer] = []
     for start, data in frame.parts:

@@ -27,7 +27,7 @@ from fsbroker.errors import (
     SpoolUnwritable,
 )
 from fsbroker.spool import sharing
-from fsbroker.spool.files import Files, explain
+from fsbroker.spool.files import RETRIES, Files, explain
 from fsbroker.spool.layout import DIRECTORIES, FORMAT, SPOOL_FILE, Area, area_of
 from fsbroker.spool.sharing import Sharing
 
@@ -224,6 +224,22 @@ def _written(files: Files, settings: Settings) -> str:
     return temporary
 
 
+def _content(files: Files) -> bytes:
+    """What stands in ``spool.yaml``, the one file that others put another in the place of.
+
+    An NFS client that has opened the one before it finds that gone: there is one by now.
+    """
+    owner = sharing.check_root(files)
+    for last in (*(RETRIES - 1) * [False], True):
+        try:
+            with files.open(SPOOL_FILE, owner) as file:
+                return file.read(0, min(file.size, 1 << 16))
+        except FileNotFoundError:
+            if last:
+                raise
+    raise AssertionError("unreachable")
+
+
 def read_settings(files: Files) -> Settings:
     """What ``spool.yaml`` says; keys that this version does not know are for others.
 
@@ -232,8 +248,7 @@ def read_settings(files: Files) -> Settings:
     """
     from fsbroker import yamlmap
 
-    with files.open(SPOOL_FILE, sharing.check_root(files)) as file:
-        text = file.read(0, min(file.size, 1 << 16))
+    text = _content(files)
     path = f"{files.root}/{SPOOL_FILE}"
     try:
         said = dict(yamlmap.parse(text, path))

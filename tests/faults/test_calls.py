@@ -29,7 +29,13 @@ FEW = {
     SIGKILL: ("rename",),
 }
 """What a short run strikes, one call of each in the middle."""
-TOLD = {"ENOSPC": "space", "EDQUOT": "quota", "EIO": "Input/output", "ESTALE": "Stale"}
+TOLD = {
+    "ENOSPC": "space",
+    "EDQUOT": "quota",
+    "EIO": "Input/output",
+    "ESTALE": "Stale",
+    "EINTR": "Interrupted",
+}
 
 
 @pytest.fixture

@@ -188,9 +188,9 @@ INNER = {"FluxClusterExecutor": "FluxJobExecutor", "SlurmClusterExecutor": "Slur
 
 
 def calc_nested(face):
-    import fsbroker
+    from fsbroker import executorlib
 
-    with getattr(fsbroker, face)() as exe:
+    with getattr(executorlib, face)() as exe:
         fs = exe.submit(sum, [1, 1])
         return fs.result()
 
