@@ -204,6 +204,20 @@ def test_packs_merge_in_tiers(spool):
     assert len(before) == tiers.FAN * (packs.FAN + 1)
 
 
+def test_a_cycle_without_work_asks_for_no_single_input(spool, monkeypatch):
+    fill(spool, 12).close()
+    for _ in range(3):
+        packs.cycle(spool.files, spool.area)
+    asked = []
+    for call in ("size", "status", "open"):
+        real = getattr(spool.files, call)
+        monkeypatch.setattr(
+            spool.files, call, lambda path, real=real: (asked.append(path), real(path))[1]
+        )
+    assert not packs.cycle(spool.files, spool.area)
+    assert asked == [f"{spool.area.packs}/{name}" for name in spool.files.names(spool.area.packs)]
+
+
 def test_a_pack_that_was_merged_before_it_was_opened_is_found_in_the_larger_one(spool, monkeypatch):
     fill(spool, 12).close()
     before = values(spool)

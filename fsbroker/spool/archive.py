@@ -123,7 +123,7 @@ def _singles(files: Files, area: Area, bundled: set[str]) -> list[str]:
     live = {name.removesuffix(".h5") for name in files.names(area.tasks)}
     # One whose live name still stands would be linked here again by who finishes its burial.
     buried = [path for path in singles if _stem_of(path) not in live]
-    return _fitting(files, buried[:MOST_INPUTS])
+    return _fitting(files, buried[:MOST_INPUTS]) if len(buried) >= FAN else []
 
 
 def _fitting(files: Files, paths: Sequence[str]) -> list[str]:

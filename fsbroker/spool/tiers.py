@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import chain
+from functools import cached_property
+from itertools import chain, islice
 from typing import Any
 
 from fsbroker.errors import FileDamaged, FileRefused
@@ -29,7 +30,7 @@ UNREADABLE = (FileNotFoundError, FileDamaged, FileRefused)
 
 
 class Tiers:
-    """The merged files of one directory.
+    """The merged files of one directory, looked at once: for one cycle.
 
     Args:
         largest: bytes; files above are not merged any further.
@@ -40,28 +41,41 @@ class Tiers:
         self._directory = directory
         self._largest = largest
 
-    def paths(self) -> dict[int, list[str]]:
-        """The merged files, by tier."""
-        found: dict[int, list[str]] = {}
+    @cached_property
+    def _merged(self) -> dict[str, list[str]]:
+        """The merged files that can be read, and what each was made of."""
+        found: dict[str, list[str]] = {}
         for name in sorted(self._files.names(self._directory)):
-            tier = parse_pack(name)
-            if tier is not None:
-                found.setdefault(tier, []).append(f"{self._directory}/{name}")
+            path = f"{self._directory}/{name}"
+            if parse_pack(name) is not None:
+                with suppress(*UNREADABLE):  # merged again, by who cannot read that they were
+                    found[path] = inputs_of(self._files, path)
         return found
+
+    @cached_property
+    def _left(self) -> dict[str, list[str]]:
+        """The inputs of each that are still there, by one listing of each of their directories.
+
+        To ask for each by its name would cost a call for every file of the past.
+        """
+        there: dict[str, set[str]] = {}
+        for directory in sorted({name.rpartition("/")[0] for name in self.inputs()}):
+            there[directory] = set()
+            with suppress(FileNotFoundError):
+                there[directory].update(self._files.names(directory))
+        return {
+            path: [name for name in inputs if _stands(name, there)]
+            for path, inputs in self._merged.items()
+        }
 
     def inputs(self) -> set[str]:
         """What has been merged already, by name."""
-        found: set[str] = set()
-        for path in chain.from_iterable(self.paths().values()):
-            with suppress(*UNREADABLE):  # merged again, by who cannot read that they were
-                found.update(inputs_of(self._files, path))
-        return found
+        return set(chain.from_iterable(self._merged.values()))
 
     def drop_inputs(self) -> None:
         """Delete what earlier cycles have merged."""
-        for path in chain.from_iterable(self.paths().values()):
+        for path, left in self._left.items():
             with suppress(*UNREADABLE):
-                left = [name for name in inputs_of(self._files, path) if self._exists(name)]
                 if left and self._is_whole(path):
                     # Whoever linked the file may have died, or failed, before its fsync.
                     self._files.sync_directory(self._directory)
@@ -71,30 +85,31 @@ class Tiers:
 
     def due(self) -> tuple[int, Sequence[str]] | None:
         """Merged files to be merged further, and the tier of the result."""
-        for tier, paths in sorted(self.paths().items()):
-            small = [path for path in paths if self._files.size(path) < self._largest // FAN]
-            # An input of one that is still there would be merged a second time.
-            settled = list(filter(self._is_settled, small))
-            if len(settled) >= FAN:
-                return min(tier + 1, LAST_TIER), settled[:FAN]
+        tiers: dict[int, list[str]] = {}
+        for path, left in self._left.items():
+            if not left:  # an input that is still there would be merged a second time
+                tiers.setdefault(parse_pack(path.rpartition("/")[2]) or 0, []).append(path)
+        for tier, paths in sorted(tiers.items()):
+            small = filter(self._is_small, paths) if len(paths) >= FAN else ()
+            chosen = list(islice(small, FAN))
+            if len(chosen) == FAN:
+                return min(tier + 1, LAST_TIER), chosen
         return None
 
-    def _is_settled(self, path: str) -> bool:
-        with suppress(*UNREADABLE):
-            return not any(map(self._exists, inputs_of(self._files, path)))
+    def _is_small(self, path: str) -> bool:
+        with suppress(FileNotFoundError):  # an input itself, and dropped just now
+            return self._files.size(path) < self._largest // FAN
         return False
-
-    def _exists(self, path: str) -> bool:
-        try:
-            self._files.size(path)
-        except FileNotFoundError:
-            return False
-        return True
 
     def _is_whole(self, path: str) -> bool:
         with Container(self._files, path) as file:
             file.verify()
         return True
+
+
+def _stands(path: str, there: dict[str, set[str]]) -> bool:
+    directory, _, name = path.rpartition("/")
+    return name in there[directory]
 
 
 def inputs_of(files: Files, path: str) -> list[str]:
