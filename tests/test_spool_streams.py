@@ -204,6 +204,18 @@ def test_packs_merge_in_tiers(spool):
     assert len(before) == tiers.FAN * (packs.FAN + 1)
 
 
+def test_a_seal_in_the_place_of_a_packed_file_stays(spool):
+    """Whoever puts it there has an old listing; it is void, and no input of the pack."""
+    mine = fill(spool, 12)
+    for _ in range(2):
+        packs.cycle(spool.files, spool.area)
+    place = spool.area.stream_file(mine.agent, 3)
+    spool.files.symlink("seal you token", place)
+    for _ in range(2):
+        packs.cycle(spool.files, spool.area)
+    assert spool.files.readlink(place) == "seal you token"
+
+
 def test_a_cycle_without_work_asks_for_no_single_input(spool, monkeypatch):
     fill(spool, 12).close()
     for _ in range(3):

@@ -13,7 +13,7 @@ from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, is_agent
 from fsbroker.spool.publish import publish
 from fsbroker.spool.streams import ResultFile, entries
-from fsbroker.spool.tiers import FAN, MOST_INPUTS, UNREADABLE, Tiers
+from fsbroker.spool.tiers import FAN, MOST_INPUTS, UNREADABLE, Tiers, is_file
 from fsbroker.spool.values import ValueMerger
 from fsbroker.task import KEY_BYTES
 
@@ -54,16 +54,7 @@ def packable(files: Files, area: Area) -> list[str]:
         numbers = entries(files, area, agent)
         # The top entry stays: as a seal for ever, as a file until a seal stands above it.
         found += [area.stream_file(agent, number) for number in numbers[:-1]]
-    return [path for path in found if not _is_link(files, path)]
-
-
-def _is_link(files: Files, path: str) -> bool:
-    """A seal (maybe a void one)."""
-    try:
-        files.readlink(path)
-    except OSError:
-        return False
-    return True
+    return [path for path in found if is_file(files, path)]
 
 
 def _merge(files: Files, area: Area, inputs: Sequence[str], tier: int) -> bool:

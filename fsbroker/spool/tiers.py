@@ -9,6 +9,7 @@ meets ENOENT; when it does, it lists again and finds the file.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -56,7 +57,8 @@ class Tiers:
     def _left(self) -> dict[str, list[str]]:
         """The inputs of each that are still there, by one listing of each of their directories.
 
-        To ask for each by its name would cost a call for every file of the past.
+        To ask for each by its name would cost a call for every file of the past. Where one
+        was deleted, somebody with an old listing of the stream may have put a seal since.
         """
         there: dict[str, set[str]] = {}
         for directory in sorted({name.rpartition("/")[0] for name in self.inputs()}):
@@ -64,7 +66,7 @@ class Tiers:
             with suppress(FileNotFoundError):
                 there[directory].update(self._files.names(directory))
         return {
-            path: [name for name in inputs if _stands(name, there)]
+            path: [name for name in inputs if _stands(name, there) and is_file(self._files, name)]
             for path, inputs in self._merged.items()
         }
 
@@ -120,3 +122,12 @@ def inputs_of(files: Files, path: str) -> list[str]:
     if not forms.fits(inputs, [str]) or not all(is_merged(area, name) for name in inputs):
         raise FileDamaged("It names inputs that it cannot have", path)
     return list(inputs)
+
+
+def is_file(files: Files, path: str) -> bool:
+    """It is there, and certainly no seal (not even a void one)."""
+    try:
+        files.readlink(path)
+    except OSError as error:
+        return error.errno == errno.EINVAL
+    return False

@@ -171,7 +171,7 @@ def packer_takes_highest() -> tuple[Undo, ...]:
             if layout.is_agent(agent)
             for number in streams.entries(files, area, agent)
         ]
-        return [path for path in paths if not packs._is_link(files, path)]
+        return [path for path in paths if packs.is_file(files, path)]
 
     return ((packs, "packable", all_of_them),)
 

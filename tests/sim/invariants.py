@@ -294,9 +294,11 @@ class Truth:
         number = parse_stream_file(name)
         if not agent or number is None:
             return
-        if node.kind == LINK:
-            raise Violation(f"the seal {name} of {agent} was removed")
         stream = self._stream(agent)
+        if node.kind == LINK:
+            if not any(above > number and one.kind == FILE for above, one in stream.items()):
+                raise Violation(f"the seal {name} of {agent} was removed")
+            return  # a void one, below a result
         if not stream or max(stream) < number:
             raise Violation(f"the highest file {name} of {agent} was removed")
         self._forget(node, f"results/{agent}/{name}")
