@@ -126,19 +126,19 @@ class Container:
         self._file: OpenFile = file or files.open(path)
         self.path = path
         try:
-            header = self._header()
+            header, self.sections = _contents(self._header(), path)
         except ValueError as error:
             self._file.close()
             raise FileDamaged("The header cannot be read", path) from error
         self.kind: str = header["kind"]
         self.token: str = header["token"]
         self.meta: dict[str, Any] = header["meta"]
-        self.sections = self._sections(header["sections"])
         if kinds and self.kind not in kinds:
             self._file.close()
             raise FileRefused(f"A file of kind {self.kind[:40]!r}, not {' or '.join(kinds)}", path)
 
-    def _header(self) -> dict[str, Any]:
+    def _header(self) -> bytes:
+        """The line that tells what is in the file, checked."""
         start = self._file.read(0, FIRST_READ)
         line, _, rest = start.partition(b"\n")
         words = line.split()
@@ -159,23 +159,7 @@ class Container:
             text = self._file.read(len(line) + 1, length)
         if zlib.crc32(text) != int(checksum, 16):
             raise FileDamaged("The header's checksum is wrong", self.path)
-        header: dict[str, Any] = forms.parsed(text, _HEADER, "header", self.path)
-        return header
-
-    def _sections(self, table: dict[str, Any]) -> dict[str, Section]:
-        """Where each stands: none on another, so that no byte is read twice.
-
-        That the file reaches so far is seen when a section is read: its size may be stale.
-        """
-        if not all(forms.fits(entry, _SECTION) for entry in table.values()):
-            raise FileDamaged("The header is not what fsbroker writes", self.path)
-        found = {name: Section(*entry) for name, entry in table.items()}
-        end = 0
-        for section in sorted(found.values()):
-            if section.offset < end:
-                raise FileDamaged("Sections overlap", self.path)
-            end = section.offset + section.length
-        return found
+        return text
 
     def __contains__(self, name: str) -> bool:
         return name in self.sections
@@ -258,6 +242,25 @@ class Container:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _contents(text: bytes, path: str) -> tuple[dict[str, Any], dict[str, Section]]:
+    """What a header says, and where each section stands: none on another.
+
+    So no byte is read twice. That the file reaches so far is seen when a section is read: its
+    size may be stale.
+    """
+    header: dict[str, Any] = forms.parsed(text, _HEADER, "header", path)
+    table = header["sections"]
+    if not all(forms.fits(entry, _SECTION) for entry in table.values()):
+        raise FileDamaged("The header is not what fsbroker writes", path)
+    found = {name: Section(*entry) for name, entry in table.items()}
+    end = 0
+    for section in sorted(found.values()):
+        if section.offset < end:
+            raise FileDamaged("Sections overlap", path)
+        end = section.offset + section.length
+    return header, found
 
 
 def token_of(files: Files, path: str) -> str | None:

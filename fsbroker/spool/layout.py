@@ -31,6 +31,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 FORMAT = 1
@@ -110,6 +111,7 @@ _GRAVE = re.compile(r"log-[0-9a-f]{16}")
 _AREA = re.compile(r"u(\d{1,10})")
 
 
+@lru_cache(4096)
 def parse_stem(stem: str) -> Stem | None:
     match = _STEM.fullmatch(stem)
     if match is None:

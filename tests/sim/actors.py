@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 AREA = Area("users/u1000")
 LEASE = 10.0
 """Seconds of silence that make an agent dead: short, so that runs are short."""
-LONGEST_NAP = 2.0
+LONGEST_NAP = 4.0
+"""Below `presence.PROMPT`: a longer one would say nothing about the silence of others."""
 ENVIRONMENT = "env"
 FUNCTION = FunctionEntry(b"f" * 20, "f", "def f(): ...", b"pickle")
 TROUBLE = (OSError, SpoolError)

@@ -9,6 +9,7 @@ publication that returned.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,10 +33,10 @@ class Glass:
 
     uid = 1000
 
-    def __init__(self, node: Node, path: str) -> None:
-        self.data = node.data
+    def __init__(self, data: bytes | str, path: str) -> None:
+        self.data = data
         self.path = path
-        self.size = len(node.data)
+        self.size = len(data)
         self.owner = self.uid
 
     def open(self, _: str) -> Glass:
@@ -570,7 +571,7 @@ class Truth:
 
 def _read_checkpoint(node: Node) -> Fold | None:
     try:
-        with Container(Glass(node, ""), "", "checkpoint") as file:  # type: ignore[arg-type]
+        with Container(Glass(node.data, ""), "", "checkpoint") as file:  # type: ignore[arg-type]
             return Fold.from_json(file.read("fold"))
     except FileDamaged:
         return None
@@ -588,7 +589,7 @@ def _newest_checkpoint(log: Node) -> Fold | None:
 
 def _read_task(node: Node, stem: str) -> Task:
     try:
-        file = TaskFile(Glass(node, stem), stem, stem)  # type: ignore[arg-type]
+        file = TaskFile(Glass(node.data, stem), stem, stem)  # type: ignore[arg-type]
     except (FileDamaged, FileRefused) as error:
         raise Violation(f"a task file was linked that cannot be read: {stem}") from error
     rows = range(len(file.rows))
@@ -603,21 +604,24 @@ def _read_task(node: Node, stem: str) -> Task:
 
 
 def _read_results(node: Node, path: str) -> dict[Row, Published]:
+    assert isinstance(node.data, bytes)
     try:
-        file = ResultFile(Glass(node, path), path)  # type: ignore[arg-type]
-        table = zip(
-            file.keys,
-            *(
-                file.rows[name].tolist()
-                for name in ("file", "row", "status", "generation", "round")
-            ),
-            strict=True,
-        )
-        return {
-            (file.files[stem], row): Published(
-                key, status, file.value(index).data, generation, round_
-            )
-            for index, (key, stem, row, status, generation, round_) in enumerate(table)
-        }
+        return {row: Published(*made) for row, *made in _outcomes(node.data)}
     except (FileDamaged, FileRefused) as error:
         raise Violation(f"a result file that cannot be read: {path}") from error
+
+
+@lru_cache(1024)
+def _outcomes(data: bytes) -> list[tuple[Row, bytes, int, bytes, int, int]]:
+    """What stands in a result file: read when it comes, when it goes, and in between."""
+    file = ResultFile(Glass(data, ""), "")  # type: ignore[arg-type]
+    columns = (file.rows[name].tolist() for name in _COLUMNS)
+    return [
+        ((file.files[stem], row), key, status, file.value(index).data, generation, round_)
+        for index, (key, stem, row, status, generation, round_) in enumerate(
+            zip(file.keys, *columns, strict=True)
+        )
+    ]
+
+
+_COLUMNS = ("file", "row", "status", "generation", "round")

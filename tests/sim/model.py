@@ -438,14 +438,14 @@ class ModelFiles:
         host = self.host
         if host.mount.cached and not self._notice(directory, node):
             return list(host.listings[directory])
-        found = list(node.entries)
+        found = before
         if node.changed != changed:
             found = self._torn_listing(before, node.entries)
         if self.chance.random() < 0.5:
             found.reverse()
         if host.mount.ticks and node.changed == changed:
             host.listings[directory] = list(found)
-        return [name for name in found if name[0] != "."]
+        return found
 
     def open(self, path: str) -> ModelOpenFile:
         self._step("open", path)
@@ -724,7 +724,13 @@ class ModelFiles:
 
     def _step(self, call: str, path: str) -> OSError | None:
         """Let others run. The error to report after the effect, if any."""
-        self._others()
+        clock = self.clock  # as `_others`, which every call would have to call
+        clock.now += self.latency
+        clock.left -= 1
+        if clock.left < 0:
+            clock.switch()
+        if self.dead:
+            raise Killed
         self.calm -= 1
         if self.calm < 0:
             return self.fault(call, path)

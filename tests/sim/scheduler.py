@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from math import log
 from typing import Any
 
 from greenlet import getcurrent, greenlet
@@ -122,8 +123,10 @@ class Scheduler:
         """
         last = self.steps + limit
         while self.now < until:
-            self._deliver()
-            self._strike()
+            if self._late:
+                self._deliver()
+            if self.strikes:
+                self._strike()
             actor = self._pick()
             if actor is None:
                 if not self._advance(until):
@@ -146,7 +149,7 @@ class Scheduler:
             self.kill(actor)
 
     def _step(self, actor: Actor) -> None:
-        burst = int(self.chance.expovariate(1 / self.burst)) if self.burst else 0
+        burst = int(-log(1.0 - self.chance.random()) * self.burst) if self.burst else 0
         if self.strikes:
             burst = min(burst, max(0, self.strikes[0][0] - self.steps))
         self.left = burst

@@ -12,6 +12,7 @@ import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fsbroker.client.session import Lane
@@ -323,7 +324,7 @@ class World:
         self._start("last", actors.client, everything, 2 * len(self.by_number))
         limit = 40_000
         while any(not actor.name.startswith("agent") for actor in self.scheduler.actors):
-            limit -= self.scheduler.run_steps(500)
+            limit -= self.scheduler.run_steps(20)
             if limit < 0:
                 raise Stuck(f"not at rest after 40000 calls (at {self.scheduler.now:.0f} s)")
         self.closing = True
@@ -401,11 +402,18 @@ def _plain_body(_: str, __: Any, sections: dict[str, Any]) -> tuple[list[Buffer]
     return [superblock, *chunks], offsets
 
 
+_contents_once = lru_cache(4096)(container._contents)
+_presence_once = lru_cache(4096)(presence.parse_presence)
+"""Functions of nothing but their arguments, which all actors call with the same ones."""
+
+
 @contextmanager
 def in_simulation(world: World) -> Iterator[None]:
     """Small checkpoints and packs, so that short runs have them; processes of the model."""
     changes = [
         (container, "_body", _plain_body),
+        (container, "_contents", _contents_once),
+        (presence, "parse_presence", _presence_once),
         (log, "CHECKPOINT_EVERY", 8),
         (packs, "FAN", 3),
         (tiers, "FAN", 3),
