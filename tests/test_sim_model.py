@@ -1,7 +1,5 @@
-"""The model file system does what real ones were measured to do (NFS v3 and v4.2, ext4, xfs).
-
-The numbers are those of a Linux 6.1 client and server, and of ext4 and xfs after a
-power loss; see `tests/sim/model.py`.
+"""The model file system does what local ones were measured to do (ext4 and xfs after a power
+loss), replies that lie, and the scheduler. Its NFS is in `test_sim_nfs.py`.
 """
 
 from __future__ import annotations
@@ -12,140 +10,15 @@ from collections.abc import Callable
 import pytest
 
 from fsbroker.errors import FileRefused, SpoolFull
-from tests.sim.model import DIRECTORY, Host, Killed, ModelDisk, ModelFiles, Mount, Node
+from tests.sim.alone import Alone, two_clients
+from tests.sim.model import Host, Killed, Kind, ModelDisk, ModelFiles, Mount
 from tests.sim.scheduler import Actor, Scheduler
-
-V3 = Mount(cached=True, ticks=True)
-V4 = Mount(cached=True)
-
-
-class Alone:
-    """A clock for one caller at a time: nobody else ever runs."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-        self.left = 1 << 60
-        self.requests: list[Callable[[], None]] = []
-
-    def switch(self) -> None:
-        raise AssertionError("nobody to switch to")
-
-    def later(self, _: float, effect: Callable[[], None]) -> None:
-        self.requests.append(effect)
-
-
-def two_clients(mount: Mount) -> tuple[ModelFiles, ModelFiles, Alone]:
-    disk, clock, chance = ModelDisk(), Alone(), random.Random(1)
-    pair = [ModelFiles(disk, Host(name, mount), clock, chance) for name in ("a", "b")]
-    for files in pair:
-        files.latency = 0.0
-    disk.add(disk.root, "d", Node(DIRECTORY, b"", True, clock.now), clock.now)
-    clock.now += 1
-    return pair[0], pair[1], clock
-
-
-def seconds_unseen(clock: Alone, look: Callable[[], bool], step: float = 0.1) -> float:
-    start = clock.now
-    while not look():
-        clock.now += step
-        if clock.now - start > 80:
-            return float("inf")
-    return clock.now - start
 
 
 def fill_up(files: ModelFiles) -> None:
     for _ in range(20):
         files.write_new("d/x", [b"1"], sync=True)
         files.unlink("d/x")
-
-
-def opens(files: ModelFiles, path: str) -> bool:
-    try:
-        files.open(path)
-    except FileNotFoundError:
-        return False
-    return True
-
-
-# -- what another NFS client sees ----------------------------------------------------------
-
-
-@pytest.mark.parametrize("mount", [V3, V4], ids=["v3", "v4"])
-def test_a_name_looked_up_before_it_was_there_stays_absent_for_30_s(mount):
-    writer, reader, clock = two_clients(mount)
-    assert not opens(reader, "d/x")
-    clock.now += 1
-    writer.write_new("d/x", [b"1"], sync=False)
-    assert seconds_unseen(clock, lambda: opens(reader, "d/x")) == pytest.approx(29, abs=0.2)
-
-
-@pytest.mark.parametrize("mount", [V3, V4], ids=["v3", "v4"])
-def test_a_listing_shows_it_at_once_and_ends_the_blindness(mount):
-    writer, reader, clock = two_clients(mount)
-    assert not opens(reader, "d/x")
-    clock.now += 1
-    writer.write_new("d/x", [b"1"], sync=False)
-    assert reader.names("d") == ["x"]
-    assert opens(reader, "d/x")
-
-
-def test_v3_misses_the_second_change_of_one_tick_until_the_directory_changes_again():
-    writer, reader, clock = two_clients(V3)
-    writer.write_new("d/x", [b"1"], sync=False)
-    assert reader.names("d") == ["x"]
-    writer.write_new("d/y", [b"1"], sync=False)
-    assert seconds_unseen(clock, lambda: "y" in reader.names("d"), 1.0) == float("inf")
-    writer.touch_directory("d")
-    assert sorted(reader.names("d")) == ["x", "y"]
-
-
-def test_v4_counts_changes_and_is_free_of_it():
-    writer, reader, _ = two_clients(V4)
-    writer.write_new("d/x", [b"1"], sync=False)
-    assert reader.names("d") == ["x"]
-    writer.write_new("d/y", [b"1"], sync=False)
-    assert sorted(reader.names("d")) == ["x", "y"]
-
-
-@pytest.mark.parametrize("mount", [V3, V4], ids=["v3", "v4"])
-def test_creating_a_name_always_asks_the_server(mount):
-    writer, reader, _ = two_clients(mount)
-    assert not opens(reader, "d/x")
-    writer.symlink("hers", "d/x")
-    with pytest.raises(FileExistsError):
-        reader.symlink("mine", "d/x")
-    assert reader.readlink("d/x") == "hers"
-
-
-@pytest.mark.parametrize("mount", [V3, V4], ids=["v3", "v4"])
-def test_rename_and_link_of_a_name_believed_absent_fail_without_asking(mount):
-    writer, reader, _ = two_clients(mount)
-    assert not opens(reader, "d/x")
-    writer.write_new("d/x", [b"1"], sync=False)
-    for call in (reader.rename, reader.link):
-        with pytest.raises(FileNotFoundError):
-            call("d/x", "d/y")
-
-
-def test_a_directory_that_was_moved_is_found_under_its_old_name_for_30_s():
-    writer, reader, clock = two_clients(V4)
-    writer.mkdir("d/log")
-    reader.symlink("record", "d/log/0")
-    writer.rename("d/log", "d/grave")
-    reader.symlink("record", "d/log/1")
-    assert sorted(writer.names("d/grave")) == ["0", "1"]
-    clock.now += 31
-    with pytest.raises(FileNotFoundError):
-        reader.symlink("record", "d/log/2")
-
-
-def test_what_another_client_removed_cannot_be_read_on():
-    writer, reader, _ = two_clients(V4)
-    writer.write_new("d/x", [b"1"], sync=False)
-    file = reader.open("d/x")
-    writer.unlink("d/x")
-    with pytest.raises(OSError, match="No such file"):
-        file.read(0, 1)
 
 
 def test_a_local_file_that_was_unlinked_can_be_read_on():
@@ -415,7 +288,7 @@ def test_racing_creators_have_one_winner():
                 pass
 
         for name in "abc":
-            scheduler.spawn(name, Host(name, V4), main)
+            scheduler.spawn(name, Host(name, Mount(Kind.V4)), main)
         scheduler.run()
         assert len(won) == 1
         assert disk.find("x").data == won[0]

@@ -18,7 +18,7 @@ CRASHES = "tests/faults/test_crashes.py"
 NFS = "tests/faults/test_nfs.py"
 PURGE = "tests/faults/test_purge.py"
 SIM = "tests/test_simulation.py::test_the_rules_hold_in_every_seed"
-MODEL = "tests/test_sim_model.py"
+MODEL = "tests/test_sim_nfs.py"
 VERSIONS = "tests/test_versions.py"
 TROUBLE = "tests/test_client_trouble.py"
 CLIENTS = "tests/test_client_processes.py"
@@ -112,7 +112,7 @@ SCENARIOS = {
         "two changes of a directory in one tick (NFS v3)",
         (
             f"{NFS}::test_two_hosts_share_a_spool_and_one_dies",
-            f"{MODEL}::test_v3_misses_the_second_change_of_one_tick_until_the_directory_changes_again",
+            f"{MODEL}::test_two_changes_of_a_directory_in_one_tick",
             SIM,
         ),
     ),

@@ -1,6 +1,7 @@
 """The protocol, stepped by a seeded scheduler on a model of the file system.
 
     model.py       the disk (truth, durability), and one process's view of it
+    alone.py       the same for tests of the model: one caller at a time
     scheduler.py   greenlets in one thread, virtual time, kills, stops, power loss
     actors.py      agents, clients and packers: the real sessions in plain loops
     invariants.py  what must hold after every step, read from the disk's truth

@@ -17,7 +17,7 @@ from fsbroker.agent.session.waiting import Waiting
 from fsbroker.client.session import ClientSession
 from fsbroker.spool import gc, layout, log, packs, streams
 from fsbroker.task import Status
-from tests.sim.model import LINK, ModelFiles, Mount, Node
+from tests.sim.model import LINK, Kind, ModelFiles, Mount, Node
 from tests.sim.scheduler import Strike
 from tests.sim.world import Scenario
 
@@ -307,7 +307,7 @@ def archive_not_durable() -> tuple[Undo, ...]:
 
 def leaving() -> Scenario:
     """Agents that are told to end, at any moment, on a file system whose replies lie."""
-    mount = Mount(cached=True, calm=20, lies=True)
+    mount = Mount(Kind.V4, calm=20, lies=True)
     return Scenario(agents=3, jobs=14, mount=mount, leavers=True, steps=800)
 
 

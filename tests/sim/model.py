@@ -11,17 +11,21 @@ lies), or an effect that comes later than its error.
 Measured facts that the model follows (Linux 6.1: NFS v3 and v4.2, ext4 and xfs):
 
 * a name looked up and not found stays absent for 30 s, whatever happens on the server,
-  until the client lists the directory and sees that it changed;
+  until the client lists the directory and sees that it changed; then it asks whether the
+  directory has changed;
 * listings are fresh on v4; on v3 two changes within one tick of the server's clock look
-  like one, so the second may stay unseen until the directory changes again;
+  like one, so the second stays unseen until the directory changes again;
 * creating a name always asks the server; a rename or link *of* a name cached as absent
   fails without asking;
+* what a client has open and another one removes is gone on v3, and mostly still there on v4;
+* a client that was cut off loses its locks, and does not know;
 * a power loss takes names that no fsync of their directory covered, and turns files that
   were not fsynced into empty ones.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import random
@@ -35,6 +39,9 @@ Buffer = bytes | bytearray | memoryview
 
 NEGATIVE = 30.0
 """Seconds for which a client believes that a name is absent (measured on v3 and v4.2)."""
+
+LOCK_LEASE = 13.8
+"""Seconds without a call after which a server gives a lock to another client (v4, measured)."""
 
 TICK = 0.01
 """Resolution of a v3 server's timestamps, seconds."""
@@ -282,25 +289,45 @@ def _torn(data: bytes | str, chance: random.Random) -> bytes:
     return data
 
 
+class Kind(enum.Enum):
+    """What a mount is, by what it knows of changes that others make."""
+
+    LOCAL = "local"
+    """All of them, at once."""
+    V3 = "nfs"
+    """It compares a directory's time, whose ticks are coarse."""
+    V4 = "nfs4"
+    """It compares a number that counts the directory's changes."""
+
+
 @dataclass
 class Mount:
     """How a host sees the disk.
 
     Attributes:
-        cached: lookups of absent names (and read records) are believed for 30 s (NFS).
-        ticks: listings are judged by coarse mtimes (NFS v3).
+        absent: seconds for which names that were not found are believed absent, without a
+            look at their directory (``acdirmin``; 0: ``noac``); None: they are not
+            remembered (``lookupcache=positive``).
         locks: "good", "nobody" (excludes nobody), "local" (only within the host),
-            "refused" (no locks here) or "sticky" (a dead holder keeps it).
+            "refused" (no locks here), "sticky" (a dead holder keeps it) or "leased" (who is
+            silent for `LOCK_LEASE` loses it).
         calm: mean number of calls between two faults; 0 for none.
         lies, late: faults may be replies that lie, effects that come after their error.
+        cached, ticks: of the kind.
     """
 
-    cached: bool = False
-    ticks: bool = False
+    kind: Kind = Kind.LOCAL
+    absent: float | None = NEGATIVE
     locks: str = "good"
     calm: int = 0
     lies: bool = False
     late: bool = False
+    cached: bool = field(init=False)
+    ticks: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cached = self.kind is not Kind.LOCAL
+        self.ticks = self.kind is Kind.V3
 
 
 @dataclass
@@ -359,7 +386,7 @@ class ModelOpenFile:
         files.calm -= 1
         if files.calm < 0:
             files.fault("read", self.path)
-        if node.links == 0 and files.host.mount.cached:
+        if node.links == 0 and files.has_lost_open_files():
             # Removed by another client: only its own host would have kept it (.nfs...).
             # The kernel says ESTALE, `OpenFile` what it means: the name is gone.
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path)
@@ -388,6 +415,12 @@ class ModelLock:
         self.place = place
         self.owner = owner
 
+    def is_lost(self, kind: str) -> bool:
+        """Whether the server gives it to the next who asks."""
+        if kind == "leased" and self.owner.clock.now - self.owner.called > LOCK_LEASE:
+            return True
+        return self.owner.dead and kind != "sticky"
+
     def release(self) -> None:
         if not self.owner.dead and self.disk.locks.get(self.place) is self:
             del self.disk.locks[self.place]
@@ -399,6 +432,7 @@ class ModelFiles:
     Attributes:
         dead: the process was killed; every call raises `Killed` and does nothing.
         calm: calls until the next fault.
+        called: when the last call was made.
     """
 
     lock_class = "flock"
@@ -413,6 +447,7 @@ class ModelFiles:
         self.dead = False
         self.latency = 0.0003
         self.calm = NEVER
+        self.called = clock.now
         self.rest()
 
     # -- clock and chance ----------------------------------------------------------------
@@ -436,8 +471,10 @@ class ModelFiles:
         self._step("names", directory)
         node = self._directory(directory)
         host = self.host
-        if host.mount.cached and not self._notice(directory, node):
-            return list(host.listings[directory])
+        if host.mount.cached and not self._has_changed(directory, node):
+            known = host.listings.get(directory)
+            if known is not None:
+                return list(known)
         found = before
         if node.changed != changed:
             found = self._torn_listing(before, node.entries)
@@ -499,7 +536,7 @@ class ModelFiles:
 
     def link(self, source: str, path: str) -> None:
         fault = self._step("link", path)
-        node = self._lookup(source)
+        node = self._known(source)
         parent, name = self._free(path)
         self._change(fault, path, lambda now: self._do_add(node, parent, name, now))
 
@@ -512,7 +549,7 @@ class ModelFiles:
 
     def rename(self, source: str, path: str) -> None:
         fault = self._step("rename", source)
-        node = self._lookup(source)
+        node = self._known(source)
         where, _, old_name = source.rpartition("/")
         directory, _, name = path.rpartition("/")
         parent, other = self._directory(where), self._directory(directory)
@@ -577,10 +614,8 @@ class ModelFiles:
             return None
         place = f"{self.host.name}:{path}" if kind == "local" else path
         holder = self.disk.locks.get(place)
-        if isinstance(holder, ModelLock) and kind != "nobody":
-            gone = holder.owner.dead and self.host.mount.locks != "sticky"
-            if not gone:
-                return None
+        if isinstance(holder, ModelLock) and kind != "nobody" and not holder.is_lost(kind):
+            return None
         lock = ModelLock(self.disk, place, self)
         self.disk.locks[place] = lock
         return lock
@@ -668,33 +703,55 @@ class ModelFiles:
         assert node is not None
         return node
 
+    def _known(self, path: str) -> Node:
+        """What a link or a rename begins with: on v3 a name that was absent is not asked for."""
+        directory, _, name = path.rpartition("/")
+        if self.host.mount.ticks and name in self.host.absent.get(directory, ()):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        return self._lookup(path)
+
     def _believed_absent(self, directory: str, name: str) -> bool:
         names = self.host.absent.get(directory)
-        if not names:
+        until = names.get(name) if names else None
+        if names is None or until is None:
             return False
-        until = names.get(name)
-        return until is not None and until > self.clock.now
+        if until > self.clock.now:
+            return True
+        node = self.disk.directories.get(directory)
+        if node is None or self._has_changed(directory, node):
+            return False
+        names[name] = self.clock.now + (self.host.mount.absent or 0.0)
+        return True
 
     def _absent(self, path: str) -> None:
         """Say that the name was not found; remember it, as of when the server was asked."""
         directory, _, name = path.rpartition("/")
         parent = self.disk.directories.get(directory)
-        asked = self.host.mount.cached and not self._believed_absent(directory, name)
-        if asked and parent is not None:
-            self._notice(directory, parent)
-            self.host.absent.setdefault(directory, {})[name] = self.clock.now + NEGATIVE
+        mount = self.host.mount
+        asked = mount.cached and not self._believed_absent(directory, name)
+        if asked and parent is not None and mount.absent is not None:
+            self._has_changed(directory, parent)
+            self.host.absent.setdefault(directory, {})[name] = self.clock.now + mount.absent
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
-    def _notice(self, directory: str, node: Node) -> bool:
-        """Compare the directory's change with the one last seen; True if it is news."""
+    def _has_changed(self, directory: str, node: Node) -> bool:
+        """Whether a directory is another than this host last saw, as far as its kind can tell."""
         host = self.host
         stamp = int(node.mtime / TICK) if host.mount.ticks else node.changed
         if host.seen.get(directory) == stamp:
-            return directory not in host.listings
+            return False
         host.seen[directory] = stamp
         host.listings.pop(directory, None)
         host.absent.pop(directory, None)
         return True
+
+    def has_lost_open_files(self) -> bool:
+        """Whether what is open here, and removed elsewhere, is gone.
+
+        A server of v4 knows what its clients have open, until it is started anew.
+        """
+        kind = self.host.mount.kind
+        return kind is Kind.V3 or (kind is Kind.V4 and self.chance.random() < 0.2)
 
     def _torn_listing(self, before: list[str], entries: dict[str, Node]) -> list[str]:
         """The directory changed while it was read: what came or went may be seen or not."""
@@ -731,6 +788,7 @@ class ModelFiles:
             clock.switch()
         if self.dead:
             raise Killed
+        self.called = clock.now
         self.calm -= 1
         if self.calm < 0:
             return self.fault(call, path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from fsbroker.spool.taskfile import Limits
 from fsbroker.task import Status
 from tests.sim import actors
 from tests.sim.invariants import Row, Truth, Violation
-from tests.sim.model import NEVER, Host, ModelDisk, ModelFiles, Mount
+from tests.sim.model import NEGATIVE, NEVER, Host, Kind, ModelDisk, ModelFiles, Mount
 from tests.sim.scheduler import Actor, Scheduler, Strike, Stuck
 
 AREA = actors.AREA
@@ -106,13 +106,15 @@ def draw(chance: random.Random) -> Scenario:
 
 
 def _mount(chance: random.Random) -> Mount:
-    network = chance.random() < 0.5
+    kind = chance.choice((Kind.LOCAL, Kind.LOCAL, Kind.V3, Kind.V4))
+    network = kind is not Kind.LOCAL
     return Mount(
-        cached=network,
-        ticks=network and chance.random() < 0.5,
-        locks=chance.choice(("good", "good", "nobody", "local", "refused", "sticky")),
+        kind,
+        absent=chance.choice((NEGATIVE, NEGATIVE, 1.0, 0.0, None)),
+        locks=chance.choice(("good", "good", "nobody", "local", "refused", "sticky", "leased")),
         calm=chance.choice((0, 0, 30, 100)),
-        lies=network,
+        # The sessions of v4.1 answer a repeated request as they did the first time.
+        lies=kind is Kind.V3 or (kind is Kind.V4 and chance.random() < 0.5),
         late=network and chance.random() < 0.3,
     )
 
@@ -315,7 +317,7 @@ class World:
         self.scheduler.strikes = []
         self.disk.full = False
         for host in self.hosts:
-            host.mount = Mount(host.mount.cached, host.mount.ticks, host.mount.locks)
+            host.mount = replace(host.mount, calm=0, lies=False, late=False)
         for actor in self.scheduler.actors:
             actor.files.calm = NEVER
             actor.wake = min(actor.wake, self.scheduler.now + 60.0)
