@@ -11,7 +11,16 @@ import pytest
 
 from fsbroker.errors import FileRefused, SpoolFull
 from tests.sim.alone import Alone, two_clients
-from tests.sim.model import Host, Killed, Kind, ModelDisk, ModelFiles, Mount
+from tests.sim.model import (
+    ForeignModelFiles,
+    Host,
+    Killed,
+    Kind,
+    ModelDisk,
+    ModelFiles,
+    Mount,
+    NotYours,
+)
 from tests.sim.scheduler import Actor, Scheduler
 
 
@@ -114,6 +123,70 @@ def test_a_thing_may_be_done_after_its_error():
     assert files.disk.find(f"d/{number}") is None
     clock.requests[0]()
     assert files.disk.find(f"d/{number}") is not None
+
+
+def test_a_late_request_takes_no_name_that_another_has_by_then():
+    files, clock = lying(late=True)
+    for number in range(300):
+        try:
+            files.symlink("late", f"d/{number}")
+        except OSError:
+            if clock.requests:
+                break
+    other = ModelFiles(files.disk, Host("other"), clock, files.chance)
+    other.symlink("first", f"d/{number}")
+    clock.requests[0]()
+    assert files.disk.find(f"d/{number}").data == "first"
+
+
+# -- users ---------------------------------------------------------------------------------
+
+
+def two_users() -> tuple[ModelFiles, ModelFiles]:
+    """Of whom the first has a file, ``d/a/x``, and an empty directory."""
+    first, second, _ = two_clients(Mount())
+    first.mkdir("d/a")
+    first.mkdir("d/a/empty")
+    first.home, second.home, second.uid = "d/a/", "d/b/", 1001
+    first.write_new("d/a/x", [b"1"], sync=False)
+    return first, second
+
+
+def test_what_another_user_has_is_read_by_who_says_whose_it_is():
+    _, second = two_users()
+    with pytest.raises(FileRefused, match="A file of user 1000"):
+        second.open("d/a/x")
+    assert ForeignModelFiles(second, 1000).open("d/a/x").read(0, 1) == b"1"
+    assert second.status("d/a").st_uid == 1000
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda files: files.write_new("d/a/y", [], sync=False),
+        lambda files: files.symlink("", "d/a/y"),
+        lambda files: files.link("d/a/x", "d/a/y"),
+        lambda files: files.rename("d/a/x", "d/b/x"),
+        lambda files: files.unlink("d/a/x"),
+        lambda files: files.mkdir("d/a/y"),
+        lambda files: files.rmdir("d/a/empty"),
+        lambda files: files.touch("d/a/x"),
+        lambda files: ModelFiles.touch_directory(files, "d/a"),
+        lambda files: files.try_lock("d/a/lock"),
+    ],
+)
+def test_nothing_of_another_user_is_changed(change):
+    for files in (two_users()[1], ForeignModelFiles(two_users()[1], 1000)):
+        with pytest.raises(NotYours):
+            change(files)
+
+
+def test_another_users_area_dies_with_the_process_that_reads_it():
+    _, second = two_users()
+    foreign = ForeignModelFiles(second, 1000)
+    second.dead = True
+    with pytest.raises(Killed):
+        foreign.open("d/a/x")
 
 
 # -- power loss ----------------------------------------------------------------------------

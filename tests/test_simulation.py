@@ -16,7 +16,7 @@ import pytest
 from tests.sim.breaks import BREAKS, Break
 
 ROOT = Path(__file__).resolve().parent.parent
-SEEDS = 1000
+SEEDS = 2000
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ refuses now is tried again later, `Sealed` ends the agent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,9 +19,10 @@ from fsbroker.client.session import ClientSession, Ended
 from fsbroker.errors import SpoolError, TaskLost
 from fsbroker.spool import gc
 from fsbroker.spool.index import Found
-from fsbroker.spool.layout import Area
+from fsbroker.spool.layout import Area, area_of
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import rows_of
+from fsbroker.spool.neighbours import Neighbours
 from fsbroker.spool.streams import Sealed
 from fsbroker.spool.taskfile import Arguments, FunctionEntry, TaskRow
 from fsbroker.task import Dependency, Encoding, Outcome, Status, Value
@@ -32,7 +33,6 @@ from tests.sim.scheduler import Actor
 if TYPE_CHECKING:
     from tests.sim.world import Job, World
 
-AREA = Area("users/u1000")
 LEASE = 10.0
 """Seconds of silence that make an agent dead: short, so that runs are short."""
 LONGEST_NAP = 4.0
@@ -53,6 +53,7 @@ class Agent:
     def __init__(self, actor: Actor, world: World) -> None:
         self.actor = actor
         self.world = world
+        self.truth = world.truths[actor.files.uid]
         self.chance = world.chance
         self.session = AgentSession(
             world.spool(actor.files),
@@ -183,7 +184,7 @@ class Agent:
                     live, row, Status.FAILED, NOTHING, dict(FAILURE)
                 )
             if self._retry(lambda d=dependency: self.session.dependencies.value(d.key)) is None:
-                if not self.world.truth.collected:
+                if not self.truth.collected:
                     return None
                 return self.session.holdings.outcome(
                     live, row, Status.FAILED, NOTHING, dict(FAILURE)
@@ -218,7 +219,7 @@ class Agent:
         outcomes = list(self.finished)
         rows = [(outcome.stem, outcome.row) for outcome in outcomes]
         self.session.publish(outcomes)
-        self.world.truth.acknowledge(rows)
+        self.truth.acknowledge(rows)
         self.finished.clear()
         return True
 
@@ -230,14 +231,14 @@ def agent(actor: Actor, world: World) -> None:
 def collector(actor: Actor, world: World) -> None:
     """Remove what nobody needs, several times: results at once, whatever their age."""
     files = actor.files
-    truth = world.truth
+    truth, area = world.truths[files.uid], Area(area_of(files.uid))
     for _ in range(6):
         world.sleep(actor, world.chance.choice((0.05, 0.5, 3.0)))
         truth.collected = True
         truth.collecting = {stem for stem, fold in truth.folds.items() if not fold.retired}
         with suppress(*TROUBLE):
-            rubbish = gc.survey(files, AREA, gc.Wishes(older_than=0.0, results=True))  # type: ignore[arg-type]
-            gc.remove(files, AREA, rubbish)  # type: ignore[arg-type]
+            rubbish = gc.survey(files, area, gc.Wishes(older_than=0.0, results=True))  # type: ignore[arg-type]
+            gc.remove(files, area, rubbish)  # type: ignore[arg-type]
 
 
 def retrier(actor: Actor, world: World) -> None:
@@ -250,7 +251,7 @@ def retrier(actor: Actor, world: World) -> None:
             again = Again(spool, history)
             failed = (row for row in history if row.phase in Again.RETRIED)
             for stem in again.publish(again.with_others(failed)):
-                world.truth.accept(stem)
+                world.truths[spool.files.uid].accept(stem)
                 world.note(actor, f"tries anew: {stem}")
 
 
@@ -284,11 +285,17 @@ class Client:
     ) -> None:
         self.actor = actor
         self.world = world
+        self.truth = world.truths[actor.files.uid]
         self.batches = [list(batch) for batch in batches]
         self.tries = tries
         self.cancels = {world.job_keys[number] for number in cancels}
+        spool = world.spool(actor.files)
+        trusted = world.trusted(actor.files.uid)
         self.session: ClientSession[Ticket] = ClientSession(
-            world.spool(actor.files), lambda ticket: ticket.key, self._moved
+            spool,
+            lambda ticket: ticket.key,
+            self._moved,
+            Neighbours(spool, trusted) if trusted else None,
         )
         self.open: dict[Ticket, tuple[str, int] | None] = {}
         self.status: dict[bytes, Status] = {}
@@ -333,8 +340,9 @@ class Client:
         jobs = [self.world.by_number[number] for number in self._with_needs(batch)]
         open_keys = {ticket.key for ticket in self.open}
         jobs = [job for job in jobs if job.key not in open_keys]
-        known = self.world.truth.looks_up([job.key for job in jobs])
+        known = self.truth.looks_up([job.key for job in jobs])
         outcomes, running = self.session.look_up([job.key for job in jobs])
+        outcomes |= self._adopted(jobs, outcomes, running)
         rows, tickets = [], []
         for job in jobs:
             found, wanted = outcomes.get(job.key), job.key in self._keys(batch)
@@ -350,14 +358,28 @@ class Client:
             else:
                 rows.append(self._row(job, found))
                 tickets.append(ticket)
-                self.world.truth.wanted[ticket] = rows[-1].round
+                self.truth.wanted[ticket] = rows[-1].round
         if rows:
             lag = 2 * TICK if self.actor.files.host.mount.ticks else 0.0
-            self.world.truth.makes([row.key for row in rows], known, lag)
+            self.truth.makes([row.key for row in rows], known, lag)
             stem = self.session.publish(self.world.lane(), rows, tickets)
-            self.world.truth.accept(stem)
+            self.truth.accept(stem)
             for number, ticket in enumerate(tickets):
                 self.open.setdefault(ticket, (stem, number))  # unless it was moved at once
+
+    def _adopted(
+        self, jobs: list[Job], outcomes: Mapping[bytes, Found], running: Container[bytes]
+    ) -> dict[bytes, Found]:
+        """What others have of jobs that would have to run here."""
+        done = {key for key, found in outcomes.items() if found.status == Status.DONE}
+        wanted = {
+            job.key: job.key for job in jobs if job.key not in done and job.key not in running
+        }
+        with suppress(*TROUBLE):  # they are computed here, then
+            found = self.session.adopt(wanted)
+            self.truth.acknowledge(self.truth.taken_over(found))
+            return found
+        return {}
 
     def _moved(self, ticket: Ticket, stem: str, row: int) -> None:
         self.open[ticket] = (stem, row)
@@ -391,9 +413,9 @@ class Client:
     # -- outcomes ----------------------------------------------------------------------------
 
     def _resolve(self, ticket: Ticket, status: Status, text: bytes) -> None:
-        if ticket in self.world.truth.resolved:
+        if ticket in self.truth.resolved:
             return  # bound twice, after an error in the middle of a submission
-        self.world.truth.resolve(ticket, ticket.key, status, text)
+        self.truth.resolve(ticket, ticket.key, status, text)
         self.open.pop(ticket, None)
         self.status[ticket.key] = status
         job = self.world.jobs[ticket.key]
@@ -424,7 +446,7 @@ class Client:
                 results.find_row(ticket.key, *place) if own and place else results.find(ticket.key)
             )
             self.looked[ticket] = self.looked.get(ticket, 0) + 1
-            if found is None and self.world.truth.collected and self.looked[ticket] > UNREADABLE:
+            if found is None and self.truth.collected and self.looked[ticket] > UNREADABLE:
                 self.unread.remove(entry)  # gc took what had been found
                 self._again(ticket)
             elif found is not None and self._read_found(ticket, found):
@@ -442,7 +464,7 @@ class Client:
     def _check(self) -> None:
         checked = self.session.check()
         self.unread += [(ticket, False) for ticket, _ in checked.elsewhere]
-        if checked.lost and self.world.truth.collected:
+        if checked.lost and self.truth.collected:
             for ticket in checked.lost:
                 self._again(ticket)
         elif checked.lost:
@@ -460,7 +482,7 @@ class Client:
             self.cancels.discard(ticket.key)
             if self.session.cancel(*place):
                 self.world.note(self.actor, f"cancelled {place}")
-                self.world.truth.tell_cancelled(place)
+                self.truth.tell_cancelled(place)
             return
 
 

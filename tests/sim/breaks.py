@@ -1,4 +1,4 @@
-"""The protocol with one rule left out, twenty times: each must be caught.
+"""The protocol with one rule left out: each must be caught.
 
 A simulation that never fails proves nothing. Each break is a context manager that
 patches the one place where its rule stands, with the scenario in which it shows soonest.
@@ -15,9 +15,9 @@ from fsbroker.agent.session.cancelling import Cancelling
 from fsbroker.agent.session.dependencies import Dependencies
 from fsbroker.agent.session.waiting import Waiting
 from fsbroker.client.session import ClientSession
-from fsbroker.spool import gc, layout, log, packs, streams
+from fsbroker.spool import gc, layout, log, neighbours, packs, streams, trust
 from fsbroker.task import Status
-from tests.sim.model import LINK, Kind, ModelFiles, Mount, Node
+from tests.sim.model import LINK, ForeignModelFiles, Kind, ModelFiles, Mount, Node
 from tests.sim.scheduler import Strike
 from tests.sim.world import Scenario
 
@@ -315,6 +315,31 @@ def leavers_give_back_what_may_be_published() -> tuple[Undo, ...]:
     return ((streams.Stream, "is_unsure", False),)
 
 
+def sharing() -> Scenario:
+    """Two users of one spool, who want the same; only the second one trusts the other."""
+    return Scenario(agents=1, jobs=8, trust={1000: [], 1001: ["1000"]}, mount=Mount(Kind.V3))
+
+
+def readers_touch_foreign_directories() -> tuple[Undo, ...]:
+    return ((ForeignModelFiles, "touch_directory", ModelFiles.touch_directory),)
+
+
+def copies_keep_the_name_of_their_row() -> tuple[Undo, ...]:
+    return ((neighbours, "_named", lambda files, outcomes: outcomes),)
+
+
+def everybody_is_trusted() -> tuple[Undo, ...]:
+    known = neighbours.Neighbours.__init__
+
+    def trusting(self: Any, spool: Any, trusted: Any) -> None:
+        known(self, spool, trust.Trusted(["1000", "1001"]))
+
+    return (
+        (neighbours.Neighbours, "__init__", trusting),
+        (trust.Trusted, "__bool__", lambda self: True),
+    )
+
+
 BREAKS = [
     Break("no fsync of files", no_file_sync, power),
     Break("no fsync of directories", no_directory_sync, power),
@@ -340,4 +365,7 @@ BREAKS = [
         leavers_give_back_what_may_be_published,
         leaving,
     ),
+    Break("a reader touches foreign directories", readers_touch_foreign_directories, sharing),
+    Break("a copy keeps the name of its row", copies_keep_the_name_of_their_row, sharing),
+    Break("everybody is trusted", everybody_is_trusted, sharing),
 ]

@@ -114,9 +114,13 @@ class Truth:
         gone: outcomes that it removed.
         wanted: the lowest round whose failure may reach a ticket.
         never: rows that a client was told will never run.
+        neighbours: what holds in the areas of users who are trusted; adopted: values that were
+            taken over from there.
     """
 
     def __init__(self, disk: ModelDisk, area: Area, clock: Clock) -> None:
+        self.neighbours: list[Truth] = []
+        self.adopted: dict[bytes, set[bytes]] = {}
         self.disk = disk
         self.clock = clock
         self.area = area
@@ -276,6 +280,10 @@ class Truth:
     def _first_publication(self, row: Row, made: Published, agent: str, path: str) -> None:
         if row in self.outcomes:
             raise Violation(f"a second outcome of {row} in {path}: {made.text!r}")
+        if _is_adopted(row[0]):
+            self._check_adopted(made)
+            self._note(row, made, path)
+            return
         if (*row, agent, made.generation) not in self.owned:
             raise Violation(f"{agent} published an outcome of {row}, which it does not own")
         needs = self.tasks[row[0]].needs[row[1]]
@@ -283,6 +291,18 @@ class Truth:
         made.agent = agent
         if made.status == Status.DONE and any(need not in self.ended_keys for need in needs):
             raise Violation(f"the outcome of {row} was published before those of its inputs")
+
+    def _check_adopted(self, made: Published) -> None:
+        """A copy is of a value that stands, or stood, in the area of somebody who is trusted."""
+        origins = [
+            one
+            for truth in self.neighbours
+            for one in (*truth.outcomes.values(), *truth.gone)
+            if one.key == made.key and one.status == Status.DONE and one.text == made.text
+        ]
+        if made.status != Status.DONE or not origins:
+            raise Violation(f"an outcome was taken over that nobody trusted has: {made.text!r}")
+        self.adopted.setdefault(made.key, set()).add(made.text)
 
     def _note(self, row: Row, made: Published, path: str) -> None:
         self.outcomes[row] = made
@@ -408,9 +428,9 @@ class Truth:
             raise Violation(f"{row} is executed before its inputs have values")
         self.executed.add(mark)
         values = self.executions.setdefault(self.tasks[stem].keys[number], [])
-        values.append(
-            b'["%s",%d]' % (self.tasks[stem].keys[number].hex()[:6].encode(), len(values))
-        )
+        user = self.area.path.rpartition("/")[2]
+        key = self.tasks[stem].keys[number].hex()[:6]
+        values.append(f'["{user}","{key}",{len(values)}]'.encode())
         return values[-1]
 
     def tell_cancelled(self, row: Row) -> None:
@@ -419,6 +439,18 @@ class Truth:
         if number not in self.folds[stem].cancelled:
             raise Violation(f"a client was told that {row} is cancelled, and its log is not")
         self.never.add(row)
+
+    def taken_over(self, keys: Iterable[bytes]) -> list[Row]:
+        """A client was told that it has these values now: the rows in which they stand."""
+        wanted = set(keys)
+        found = {
+            made.key: row
+            for row, made in self.outcomes.items()
+            if made.key in wanted and made.status == Status.DONE
+        }
+        if missing := wanted - found.keys():
+            raise Violation(f"{missing} were taken over, and are not there")
+        return list(found.values())
 
     def acknowledge(self, rows: Iterable[Row]) -> None:
         """A durable publication returned: these outcomes must survive everything."""
@@ -446,7 +478,8 @@ class Truth:
         ]
         if not matching:
             raise Violation(f"{ticket} was resolved with what nobody published: {text!r}")
-        if status == Status.DONE and text not in self.executions.get(key, ()):
+        made_here = text in self.executions.get(key, ())
+        if status == Status.DONE and not made_here and text not in self.adopted.get(key, ()):
             raise Violation(f"{ticket} was resolved with what no execution made: {text!r}")
         matching[0].acknowledged = True
         self.resolved[ticket] = (status, text)
@@ -567,6 +600,11 @@ class Truth:
                 if (stem, row) in self.outcomes or fold.retired or state == State.ALIASED:
                     continue
                 yield f"row {row} of {stem}: {State(state).name} {fold.owner_of(row) or ''}"
+
+
+def _is_adopted(stem: str) -> bool:
+    name = parse_stem(stem)
+    return name is not None and name.environment == "adopted"
 
 
 def _read_checkpoint(node: Node) -> Fold | None:

@@ -29,9 +29,10 @@ import enum
 import errno
 import os
 import random
+import stat
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fsbroker.errors import FileRefused, SpoolFull
 
@@ -51,6 +52,10 @@ FILE, LINK, DIRECTORY = 1, 2, 3
 NEVER = 1 << 60
 
 
+class NotYours(BaseException):
+    """Something of another user was to be changed; not an `Exception`, so nobody catches it."""
+
+
 class Killed(BaseException):
     """SIGKILL: nothing of the process runs on; not an `Exception`, so nobody catches it."""
 
@@ -63,7 +68,7 @@ class Node:
             in the inode).
         changed: counts the changes of a directory (the change attribute of NFS v4).
         covered: journal entries of this directory before this position are durable.
-        path: where a directory stands.
+        path: where a directory stands. owner: whose it is (uid).
     """
 
     __slots__ = (
@@ -74,6 +79,7 @@ class Node:
         "kind",
         "links",
         "mtime",
+        "owner",
         "path",
         "synced",
     )
@@ -87,6 +93,7 @@ class Node:
         self.changed = 0
         self.covered = 0
         self.path = ""
+        self.owner = 0
         self.entries: dict[str, Node] = {}
 
     def inner(self, name: str) -> str:
@@ -426,10 +433,18 @@ class ModelLock:
             del self.disk.locks[self.place]
 
 
+class Status(NamedTuple):
+    """A part of `os.stat_result`."""
+
+    st_mode: int
+    st_uid: int
+
+
 class ModelFiles:
     """One process's file calls: `fsbroker.spool.files.Files` on a `ModelDisk`.
 
     Attributes:
+        uid: whose process it is. home: the only directory in which it may change anything.
         dead: the process was killed; every call raises `Killed` and does nothing.
         calm: calls until the next fault.
         called: when the last call was made.
@@ -437,6 +452,7 @@ class ModelFiles:
 
     lock_class = "flock"
     uid = 1000
+    home = ""
     root = "/spool"
 
     def __init__(self, disk: ModelDisk, host: Host, clock: Clock, chance: random.Random) -> None:
@@ -489,6 +505,8 @@ class ModelFiles:
         node = self._lookup(path)
         if node.kind != FILE:
             raise FileRefused("Not a regular file (a link)", path)
+        if node.owner != self.uid:
+            raise FileRefused(f"A file of user {node.owner}, not {self.uid}", path)
         return ModelOpenFile(self, node, path)
 
     def readlink(self, path: str) -> str:
@@ -514,12 +532,17 @@ class ModelFiles:
         self._step("size", path)
         return len(self._lookup(path).data)
 
+    def status(self, path: str) -> Status:
+        """Of a directory; what it takes to see whose it is, and that nobody else writes there."""
+        self._step("status", path)
+        return Status(stat.S_IFDIR | 0o2750, self._directory(path).owner)
+
     # -- writing -------------------------------------------------------------------------
 
     def write_new(self, path: str, chunks: Sequence[Buffer], sync: bool) -> None:
         fault = self._step("write_new", path)
         parent, name = self._free(path)
-        node = Node(FILE, b"".join(chunks), False, self.clock.now)
+        node = self._made(FILE, b"".join(chunks))
         self.disk.add(parent, name, node, self.clock.now)
         if self.chance.random() < 0.1:
             # A process that is killed here leaves a part of the file under its temporary name.
@@ -543,13 +566,15 @@ class ModelFiles:
     def symlink(self, content: str, path: str) -> None:
         fault = self._step("symlink", path)
         parent, name = self._free(path)
-        node = Node(LINK, content, True, self.clock.now)
+        node = self._made(LINK, content)
         node.links = 1  # not yet a name, but there to be named
         self._change(fault, path, lambda now: self._do_symlink(node, parent, name, now))
 
     def rename(self, source: str, path: str) -> None:
         fault = self._step("rename", source)
         node = self._known(source)
+        self._own(source)
+        self._own(path)
         where, _, old_name = source.rpartition("/")
         directory, _, name = path.rpartition("/")
         parent, other = self._directory(where), self._directory(directory)
@@ -571,7 +596,7 @@ class ModelFiles:
             parent, name = self._free(path)
         except FileExistsError:
             return
-        self.disk.add(parent, name, Node(DIRECTORY, b"", True, self.clock.now), self.clock.now)
+        self.disk.add(parent, name, self._made(DIRECTORY, b""), self.clock.now)
         if fault and fault.errno != errno.EEXIST:
             raise fault
 
@@ -593,6 +618,7 @@ class ModelFiles:
 
     def touch(self, path: str) -> None:
         self._step("touch", path)
+        self._own(path)
         self._lookup(path).mtime = self.clock.now
 
     def freshen(self, directory: str) -> None:
@@ -601,6 +627,7 @@ class ModelFiles:
 
     def touch_directory(self, path: str) -> None:
         self._step("touch_directory", path)
+        self._own(path)
         node = self._directory(path)
         node.changed += 1
         node.mtime = self.clock.now
@@ -609,6 +636,7 @@ class ModelFiles:
 
     def try_lock(self, path: str) -> ModelLock | None:
         self._step("try_lock", path)
+        self._own(path)
         kind = self.host.mount.locks
         if kind == "refused":
             return None
@@ -622,7 +650,18 @@ class ModelFiles:
 
     # -- the effects ---------------------------------------------------------------------
 
+    def _made(self, kind: int, data: bytes | str) -> Node:
+        node = Node(kind, data, kind != FILE, self.clock.now)
+        node.owner = self.uid
+        return node
+
+    def _own(self, path: str) -> None:
+        """What is to be changed must be the user's."""
+        if not path.startswith(self.home):
+            raise NotYours(f"{path} is changed by another user")
+
     def _remove(self, fault: OSError | None, path: str, node: Node) -> None:
+        self._own(path)
         directory, _, name = path.rpartition("/")
         parent = self._directory(directory)
         self._change(fault, path, lambda now: self._do_remove(node, parent, name, now))
@@ -763,6 +802,7 @@ class ModelFiles:
 
     def _free(self, path: str) -> tuple[Node, str]:
         """The place of a new name; creating always asks the server about the name itself."""
+        self._own(path)
         directory, _, name = path.rpartition("/")
         parent = self._directory(directory)
         self.host.changed_here(directory, name)
@@ -824,3 +864,34 @@ _LIES = {
     "sync_directory": (errno.EIO,),
 }
 """Errors that a server's repeated reply reports for a call that it did carry out."""
+
+
+class ForeignModelFiles(ModelFiles):
+    """The files of another user's area: `fsbroker.spool.files.ForeignFiles` on a `ModelDisk`."""
+
+    home = "nowhere"
+
+    def __init__(self, files: ModelFiles, owner: int) -> None:
+        self._process = files
+        super().__init__(files.disk, files.host, files.clock, files.chance)
+        self.uid = owner
+        self.latency = files.latency
+
+    @property
+    def dead(self) -> bool:
+        return self._process.dead
+
+    @dead.setter
+    def dead(self, _: bool) -> None:
+        """It lives and dies with its process, and has its faults."""
+
+    @property
+    def calm(self) -> int:
+        return self._process.calm
+
+    @calm.setter
+    def calm(self, calls: int) -> None:
+        self._process.calm = calls
+
+    def touch_directory(self, path: str) -> None:
+        pass

@@ -16,18 +16,32 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fsbroker.client.session import Lane
-from fsbroker.spool import container, log, packs, presence, tiers
+from fsbroker.spool import container, log, neighbours, packs, presence, tiers
 from fsbroker.spool.files import Buffer
-from fsbroker.spool.layout import DIRECTORIES
+from fsbroker.spool.layout import DIRECTORIES, USERS, Area, area_of
+from fsbroker.spool.neighbours import Neighbours
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.taskfile import Limits
+from fsbroker.spool.trust import Trusted
 from fsbroker.task import Status
 from tests.sim import actors
 from tests.sim.invariants import Row, Truth, Violation
-from tests.sim.model import NEGATIVE, NEVER, Host, Kind, ModelDisk, ModelFiles, Mount
+from tests.sim.model import (
+    NEGATIVE,
+    NEVER,
+    ForeignModelFiles,
+    Host,
+    Kind,
+    ModelDisk,
+    ModelFiles,
+    Mount,
+    Node,
+    NotYours,
+)
 from tests.sim.scheduler import Actor, Scheduler, Strike, Stuck
 
-AREA = actors.AREA
+FIRST = 1000
+"""The uid of the first user."""
 LANE = Lane(100, "c1", actors.ENVIRONMENT, Limits())
 
 
@@ -55,8 +69,10 @@ class Scenario:
         strikes: what hits, and at which call.
         steps: calls after which the trouble ends.
         leavers: agents give up now and then, with rows in hand; others come.
+        trust: for each user, by uid, the trust list; each has agents and clients.
     """
 
+    trust: dict[int, list[str]] = field(default_factory=lambda: {FIRST: []})
     agents: int = 2
     clients: int = 1
     hosts: int = 2
@@ -93,6 +109,8 @@ def draw(chance: random.Random) -> Scenario:
         collectors=pick((0, 0, 0, 0, 0, 1)),
     )
     scenario.leavers = chance.random() < 0.2
+    if chance.random() < 0.15:
+        _add_users(scenario, chance)
     scenario.retriers = pick((0, 1)) if scenario.failures or scenario.cancels else 0
     kinds = chance.choices((Strike.KILL, Strike.STOP, Strike.PAUSE, Strike.FULL), k=pick((0, 1, 3)))
     if chance.random() < 0.25:
@@ -103,6 +121,20 @@ def draw(chance: random.Random) -> Scenario:
         ((chance.randrange(scenario.steps), kind) for kind in kinds), key=lambda one: one[0]
     )
     return scenario
+
+
+def _add_users(scenario: Scenario, chance: random.Random) -> None:
+    """One or two more, of whom some trust others; each has fewer agents."""
+    uids = range(FIRST, FIRST + chance.choice((2, 2, 3)))
+    scenario.agents = 1
+    scenario.trust = {
+        uid: [
+            f"{other}{chance.choice(('', ':plain'))}"
+            for other in uids
+            if other != uid and chance.random() < 0.7
+        ]
+        for uid in uids
+    }
 
 
 def _mount(chance: random.Random) -> Mount:
@@ -136,7 +168,10 @@ class World:
         self.scheduler = Scheduler(self.disk, self.chance, self.scenario.burst)
         self.scheduler.on_power_loss = self._after_power_loss
         self.scheduler.on_death = self._after_death
-        self.truth = Truth(self.disk, AREA, self.scheduler)
+        self.truths = {uid: self._truth(uid) for uid in self.scenario.trust}
+        for uid, truth in self.truths.items():
+            trusted = self.trusted(uid)
+            truth.neighbours = [self.truths[one] for one in self.truths if trusted.of(one)]
         self.closing = False
         self.boots = 0
         self.processes: dict[int, Actor] = {}
@@ -150,7 +185,7 @@ class World:
                 self.hopeless.add(job.number)
         self.job_keys = [job.key for job in self.by_number]
         self._names = 0
-        self._make_area()
+        self._make_areas()
 
     # -- the scenario ------------------------------------------------------------------------
 
@@ -179,28 +214,59 @@ class World:
             jobs.append(Job(number, b"%04dkey" % number + b"." * 13, needs, failures, seconds))
         return jobs
 
-    def _make_area(self) -> None:
-        host = Host("installer")
-        files = ModelFiles(self.disk, host, self.scheduler, self.chance)
-        files.clock = _Still(self.scheduler)
-        path = ""
-        for part in AREA.path.split("/"):
-            path = f"{path}/{part}" if path else part
-            files.mkdir(path)
-        for name in DIRECTORIES:
-            files.mkdir(f"{AREA.path}/{name}")
+    def _truth(self, uid: int) -> Truth:
+        return Truth(self.disk, Area(area_of(uid)), self.scheduler)
+
+    def _make_areas(self) -> None:
+        for uid in self.truths:
+            files = ModelFiles(self.disk, Host("installer"), self.scheduler, self.chance)
+            files.clock, files.uid = _Still(self.scheduler), uid
+            files.mkdir(USERS)
+            files.mkdir(area_of(uid))
+            for name in DIRECTORIES:
+                files.mkdir(f"{area_of(uid)}/{name}")
         for directory in list(self.disk.directories):
             files.sync_directory(directory)
-        self.disk.watcher = self.truth
+        self.disk.watcher = self if len(self.truths) > 1 else self.truths[FIRST]
+
+    # -- changes on the disk: each `Truth` takes what is in its area --------------------------
+
+    def added(self, directory: str, name: str, node: Node) -> None:
+        for truth in self.truths.values():
+            truth.added(directory, name, node)
+
+    def removed(self, directory: str, name: str, node: Node) -> None:
+        for truth in self.truths.values():
+            truth.removed(directory, name, node)
+
+    def replaced(self, directory: str, name: str, old: Node, new: Node) -> None:
+        self.truths[FIRST].replaced(directory, name, old, new)
 
     # -- what actors need ------------------------------------------------------------------------
 
     def spool(self, files: ModelFiles) -> Spool:
-        return Spool(files, AREA, self.scenario.durable)  # type: ignore[arg-type]
+        area = self.truths[files.uid].area
+        return Spool(files, area, self.scenario.durable)  # type: ignore[arg-type]
+
+    def trusted(self, uid: int) -> Trusted:
+        return Trusted(self.scenario.trust[uid])
+
+    def foreign(self, files: ModelFiles, owner: int) -> ForeignModelFiles:
+        """Another user's area, as a process sees it."""
+        made = ForeignModelFiles(files, owner)
+        if self.trace is not None:
+            actor = next(one for one in self.scheduler.actors if one.files is files)
+            _traced(made, actor, self)
+        return made
+
+    def refused(self, path: str, error: Exception) -> None:
+        """All users are honest: nothing that they have is refused, but when file calls fail."""
+        if not isinstance(error, OSError):
+            raise Violation(f"{path} was not taken over: {error!r}") from error
 
     def replace(self, actor: Actor) -> None:
         """An agent has given up: another one comes."""
-        self._start_agent().wake += self.chance.choice((0.0, 1.0, 30.0))
+        self._start_agent(actor.files.uid).wake += self.chance.choice((0.0, 1.0, 30.0))
 
     def lane(self) -> Lane:
         return LANE
@@ -217,9 +283,10 @@ class World:
     ) -> tuple[bytes, bool]:
         """Run a row of the world outside: the value, and whether it is an error instead."""
         self.note(actor, f"EXECUTE {row} generation {generation}")
-        text = self.truth.execute(row, agent, generation, local)
-        key = self.truth.tasks[row[0]].keys[row[1]]
-        return text, len(self.truth.executions[key]) <= self.jobs[key].failures
+        truth = self.truths[actor.files.uid]
+        text = truth.execute(row, agent, generation, local)
+        key = truth.tasks[row[0]].keys[row[1]]
+        return text, len(truth.executions[key]) <= self.jobs[key].failures
 
     def described(self, actor: Actor) -> dict[str, Any]:
         pid = len(self.processes) + 1
@@ -246,41 +313,45 @@ class World:
             try:
                 self._trouble()
                 self._calm()
-                self.truth.at_rest()
-                self._judge()
+                for truth in self.truths.values():
+                    truth.at_rest()
+                    self._judge(truth)
             except Stuck as failure:
-                left = "; ".join([*self.truth.unfinished(), *self._waiting()])
+                rows = (text for truth in self.truths.values() for text in truth.unfinished())
+                left = "; ".join([*rows, *self._waiting()])
                 raise SeedFailed(f"seed {self.seed}: {failure}; {left}") from failure
-            except Violation as failure:
+            except (Violation, NotYours) as failure:
                 raise SeedFailed(f"seed {self.seed}: {failure}") from failure
             finally:
                 self.scheduler.end()
 
     def _trouble(self) -> None:
         self.scheduler.strikes = list(self.scenario.strikes)
-        for _ in range(self.scenario.agents):
-            self._start_agent()
-        for _ in range(self.scenario.clients):
-            self._start_client()
-        for _ in range(self.scenario.collectors):
-            self._start("gc", actors.collector)
-        for _ in range(self.scenario.retriers):
-            self._start("retry", actors.retrier)
+        for uid in self.truths:
+            for _ in range(self.scenario.agents):
+                self._start_agent(uid)
+            for _ in range(self.scenario.clients):
+                self._start_client(uid)
+            for _ in range(self.scenario.collectors):
+                self._start(uid, "gc", actors.collector)
+            for _ in range(self.scenario.retriers):
+                self._start(uid, "retry", actors.retrier)
         self.scheduler.run_steps(self.scenario.steps)
 
-    def _start(self, kind: str, main: Callable[..., None], *plan: Any) -> Actor:
+    def _start(self, uid: int, kind: str, main: Callable[..., None], *plan: Any) -> Actor:
         self._names += 1
         host = self.chance.choice(self.hosts)
         actor = self.scheduler.spawn(f"{kind}{self._names}", host, main, self, *plan)
         actor.files.latency = self.scenario.latency
+        actor.files.uid, actor.files.home = uid, self.truths[uid].area.path + "/"
         if self.trace is not None:
-            _traced(actor, self)
+            _traced(actor.files, actor, self)
         return actor
 
-    def _start_agent(self) -> Actor:
-        return self._start("agent", actors.agent)
+    def _start_agent(self, uid: int) -> Actor:
+        return self._start(uid, "agent", actors.agent)
 
-    def _start_client(self) -> Actor:
+    def _start_client(self, uid: int) -> Actor:
         """A client that wants some of the jobs, in some batches; several want the same ones."""
         chance = self.chance
         numbers = [job.number for job in self.by_number if chance.random() < 0.7]
@@ -292,7 +363,7 @@ class World:
         cancels = [
             job.number for job in self.by_number if self.scenario.cancels and chance.random() < 0.3
         ]
-        return self._start("client", actors.client, batches, chance.choice((0, 2)), cancels)
+        return self._start(uid, "client", actors.client, batches, chance.choice((0, 2)), cancels)
 
     def _after_death(self, actor: Actor) -> None:
         """Somebody was killed: another one comes, sooner or later."""
@@ -300,7 +371,7 @@ class World:
         if actor.name.startswith(("gc", "retry")):
             return
         start = self._start_agent if actor.name.startswith("agent") else self._start_client
-        start().wake += self.chance.choice((0.0, 1.0, 30.0))
+        start(actor.files.uid).wake += self.chance.choice((0.0, 1.0, 30.0))
 
     def _after_power_loss(self) -> None:
         if self.trace is not None:
@@ -308,10 +379,11 @@ class World:
         self.boots += 1
         for host in self.hosts:
             host.forget()
-        self.truth.power_loss()
-        for _ in range(self.scenario.agents):
-            self._start_agent()
-        self._start_client()
+        for uid, truth in self.truths.items():
+            truth.power_loss()
+            for _ in range(self.scenario.agents):
+                self._start_agent(uid)
+            self._start_client(uid)
 
     def _calm(self) -> None:
         self.scheduler.strikes = []
@@ -321,9 +393,10 @@ class World:
         for actor in self.scheduler.actors:
             actor.files.calm = NEVER
             actor.wake = min(actor.wake, self.scheduler.now + 60.0)
-        self._start_agent()
-        everything = [[job.number for job in self.by_number]]
-        self._start("last", actors.client, everything, 2 * len(self.by_number))
+        for uid in self.truths:
+            self._start_agent(uid)
+            everything = [[job.number for job in self.by_number]]
+            self._start(uid, "last", actors.client, everything, 2 * len(self.by_number))
         limit = 40_000
         while any(not actor.name.startswith("agent") for actor in self.scheduler.actors):
             limit -= self.scheduler.run_steps(20)
@@ -337,11 +410,11 @@ class World:
             if one.actor.alive:
                 yield f"{one.actor.name} waits for {list(one.open.items())}, has {one.batches}"
 
-    def _judge(self) -> None:
+    def _judge(self, truth: Truth) -> None:
         """What must have come out: a value for each job that can have one."""
         for job in self.by_number:
-            ended = self.truth.ended_keys.get(job.key)
-            deprived = self.truth.collected and ended == Status.FAILED  # gc took its input
+            ended = truth.ended_keys.get(job.key)
+            deprived = truth.collected and ended == Status.FAILED  # gc took its input
             if job.number not in self.hopeless and ended != Status.DONE and not deprived:
                 raise Violation(f"job {job.number} has no value, but {ended}")
 
@@ -367,13 +440,13 @@ _CALLS = (
 )  # fmt: skip
 
 
-def _traced(actor: Actor, world: World) -> None:
+def _traced(files: ModelFiles, actor: Actor, world: World) -> None:
     """Write down each file call of an actor, with its result."""
 
     def traced(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def run(*arguments: Any, **more: Any) -> Any:
             shown = [a if isinstance(a, str) else f"<{type(a).__name__}>" for a in arguments]
-            text = f"{name}({', '.join(shown).replace(AREA.path + '/', '')})"
+            text = f"{name}({', '.join(shown).replace(files.home, '')})"
             try:
                 result = call(*arguments, **more)
             except BaseException as error:
@@ -385,7 +458,7 @@ def _traced(actor: Actor, world: World) -> None:
         return run
 
     for name in _CALLS:
-        setattr(actor.files, name, traced(name, getattr(actor.files, name)))
+        setattr(files, name, traced(name, getattr(files, name)))
 
 
 # -- the real code, made small --------------------------------------------------------------------
@@ -420,6 +493,8 @@ def in_simulation(world: World) -> Iterator[None]:
         (packs, "FAN", 3),
         (tiers, "FAN", 3),
         (presence, "is_dead_process", world.is_dead_process),
+        (neighbours, "ForeignFiles", world.foreign),
+        (Neighbours, "refuse", world.refused),
     ]
     before = [(module, name, getattr(module, name)) for module, name, _ in changes]
     for module, name, value in changes:
