@@ -375,9 +375,14 @@ class Client:
         wanted = {
             job.key: job.key for job in jobs if job.key not in done and job.key not in running
         }
+        offered, refusals = self.truth.offered(wanted), self.world.refusals
         with suppress(*TROUBLE):  # they are computed here, then
             found = self.session.adopt(wanted)
             self.truth.acknowledge(self.truth.taken_over(found))
+            sees_all = not self.actor.files.host.mount.ticks and refusals == self.world.refusals
+            still = offered & self.truth.offered(wanted)
+            if sees_all and (missed := still - found.keys()):
+                raise Violation(f"{missed} were not taken over, though somebody trusted has them")
             return found
         return {}
 

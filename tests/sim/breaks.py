@@ -320,12 +320,29 @@ def sharing() -> Scenario:
     return Scenario(agents=1, jobs=8, trust={1000: [], 1001: ["1000"]}, mount=Mount(Kind.V3))
 
 
+def neighbourhood() -> Scenario:
+    """The same on a local disk, with more to do and agents that come and go."""
+    strikes = [(n, Strike.KILL) for n in range(200, 1000, 200)]
+    trust = {1000: [], 1001: ["1000:plain"]}
+    return Scenario(agents=1, clients=2, jobs=14, trust=trust, strikes=strikes, steps=1000)
+
+
 def readers_touch_foreign_directories() -> tuple[Undo, ...]:
     return ((ForeignModelFiles, "touch_directory", ModelFiles.touch_directory),)
 
 
 def copies_keep_the_name_of_their_row() -> tuple[Undo, ...]:
     return ((neighbours, "_named", lambda files, outcomes: outcomes),)
+
+
+def neighbours_are_looked_at_once() -> tuple[Undo, ...]:
+    poll = neighbours.Neighbour.poll
+
+    def once(self: neighbours.Neighbour) -> None:
+        if not self.results._looked:
+            poll(self)
+
+    return ((neighbours.Neighbour, "poll", once),)
 
 
 def everybody_is_trusted() -> tuple[Undo, ...]:
@@ -367,5 +384,6 @@ BREAKS = [
     ),
     Break("a reader touches foreign directories", readers_touch_foreign_directories, sharing),
     Break("a copy keeps the name of its row", copies_keep_the_name_of_their_row, sharing),
+    Break("neighbours are looked at once", neighbours_are_looked_at_once, neighbourhood),
     Break("everybody is trusted", everybody_is_trusted, sharing),
 ]

@@ -440,6 +440,17 @@ class Truth:
             raise Violation(f"a client was told that {row} is cancelled, and its log is not")
         self.never.add(row)
 
+    def offered(self, keys: Iterable[bytes]) -> set[bytes]:
+        """What those who are trusted have of these keys, and will not lose to a gc."""
+        wanted = set(keys)
+        return {
+            made.key
+            for truth in self.neighbours
+            if not truth.collected
+            for made in truth.outcomes.values()
+            if made.key in wanted and made.status == Status.DONE
+        }
+
     def taken_over(self, keys: Iterable[bytes]) -> list[Row]:
         """A client was told that it has these values now: the rows in which they stand."""
         wanted = set(keys)

@@ -157,6 +157,7 @@ class World:
     Attributes:
         closing: no more work will come: idle agents may leave.
         trace: lines of what happened, if wanted.
+        refusals: how often something of another user could not be read.
     """
 
     def __init__(self, seed: int, scenario: Scenario | None = None, *, trace: bool = False) -> None:
@@ -184,6 +185,7 @@ class World:
             if job.failures == NEVER or self.hopeless.intersection(job.needs):
                 self.hopeless.add(job.number)
         self.job_keys = [job.key for job in self.by_number]
+        self.refusals = 0
         self._names = 0
         self._make_areas()
 
@@ -261,6 +263,7 @@ class World:
 
     def refused(self, path: str, error: Exception) -> None:
         """All users are honest: nothing that they have is refused, but when file calls fail."""
+        self.refusals += 1
         if not isinstance(error, OSError):
             raise Violation(f"{path} was not taken over: {error!r}") from error
 
