@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fsbroker.agent.session import tidying
+from fsbroker.client.session import ClientSession
 from fsbroker.spool import archive, blobs, gc, packs, streams, tiers
 from fsbroker.spool.files import Files
 from fsbroker.spool.gc import Kind, Wishes
@@ -413,3 +414,21 @@ def test_usage_counts_every_inode_once(hand):
     inodes = sum(len(dirs) + len(names) for _, dirs, names in os.walk(top))
     assert used.files == inodes - len(os.listdir(top))
     assert used.bytes > 0
+
+
+@pytest.mark.parametrize("bound", ["published", "found"])
+def test_the_failure_of_an_earlier_round_is_no_answer_to_another_try(hand, bound):
+    """Whose outcome was removed before it was read: it is lost, and not what failed before."""
+    hand.submit("a")
+    hand.run(failing=["a"])
+    stem = hand.submit(Job("a", round=1))
+    client = hand.client
+    if bound == "found":
+        client = ClientSession(hand.spool, bytes)
+        _, running = client.look_up([key_of("a")])
+        client.bind(running[key_of("a")], key_of("a"))
+    hand.files.unlink(hand.area.task_file(stem))
+    hand.files.rmdir(hand.area.log(stem))
+    for _ in range(2):
+        checked = client.check()
+    assert (checked.elsewhere, checked.lost) == ([], [key_of("a")])

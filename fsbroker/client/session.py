@@ -36,6 +36,7 @@ from fsbroker.spool.neighbours import Neighbours
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import FunctionEntry, Limits, TaskRow
+from fsbroker.task import Status
 
 Ticket = TypeVar("Ticket")
 """What the caller wants back when a row ends: a future."""
@@ -118,6 +119,8 @@ class ClientSession(Generic[Ticket]):
         self.live = LiveFiles(self._files, self._area)
         self.results = Results(self._files, self._area, durable=self._durable)
         self._bound: dict[str, dict[int, Ticket] | list[Ticket | None]] = {}
+        self._rounds: dict[str, dict[int, int]] = {}
+        """Of those bound rows whose keys had been tried before."""
         self._own: set[str] = set()
         self._missing: dict[str, int] = {}
         self._nudge_at: float | None = None
@@ -213,6 +216,8 @@ class ClientSession(Generic[Ticket]):
         # The caller knows what it waits for: its own file need not be read for that.
         self._own.add(str(stem))
         self._bound[str(stem)] = list(tickets)
+        if again := {number: row.round for number, row in enumerate(rows) if row.round}:
+            self._rounds[str(stem)] = again
         # The rows are published: whatever fails now must not make the caller do it again.
         with suppress(OSError, SpoolError):
             self._alias(str(stem), rows)
@@ -265,6 +270,10 @@ class ClientSession(Generic[Ticket]):
         """Want the outcome of a row that exists already (`look_up`)."""
         stem, number = row
         self._bound.setdefault(stem, {})[number] = ticket
+        live = self.live.get(stem)
+        with suppress(OSError, SpoolError):
+            if live is not None and (round_ := live.round(number)):
+                self._rounds.setdefault(stem, {})[number] = round_
 
     # -- outcomes ------------------------------------------------------------------------
 
@@ -321,6 +330,7 @@ class ClientSession(Generic[Ticket]):
         for stem, tickets in list(self._bound.items()):
             if not any(tickets.values() if isinstance(tickets, dict) else tickets):
                 del self._bound[stem]
+                self._rounds.pop(stem, None)
                 continue
             with suppress(OSError, SpoolError):  # another time; what was found is not lost
                 if stem not in missing:
@@ -378,11 +388,15 @@ class ClientSession(Generic[Ticket]):
 
         Args:
             sure: that its own can be nowhere but where was looked: the current one of its
-                key will do. Otherwise that may be an earlier round's.
+                key will do, but for a failure of an earlier round.
         """
         key = self._key_of(ticket)
         found = self.results.find_row(key, stem, row)
-        return self.results.find(key) if found is None and sure else found
+        if found is not None or not sure:
+            return found
+        found = self.results.find(key)
+        first = self._rounds.get(stem, {}).get(row, 0)
+        return found if found and (found.status == Status.DONE or found.round >= first) else None
 
     def unbind(self, stem: str, row: int, ticket: Ticket) -> None:
         """Nobody waits for this ticket any more."""
