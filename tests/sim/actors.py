@@ -80,7 +80,7 @@ class Agent:
                 # A lock that somebody holds is waited for: one idle round tells nothing; nor
                 # does one that began while work could still come.
                 self.idle = self.idle + 1 if closing and thorough and not busy else 0
-                self.nap = 0.01 if busy else min(2 * self.nap, LONGEST_NAP)
+                self.nap = 0.01 if busy else min(4 * self.nap, LONGEST_NAP)
                 self.world.sleep(self.actor, self.nap)
             self._retry(self.session.leave)
         except Sealed:
@@ -313,7 +313,7 @@ class Client:
             except TROUBLE as error:
                 self.world.note(self.actor, f"trouble: {error!r}")
                 busy = False
-            nap = 0.01 if busy else min(2 * nap, LONGEST_NAP)
+            nap = 0.01 if busy else min(4 * nap, LONGEST_NAP)
             self.world.sleep(self.actor, nap)
 
     def _round(self, rounds: int) -> bool:
