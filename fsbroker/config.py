@@ -5,6 +5,7 @@
 
     Config      the settings in force; its fields are the keys, equal to `ClusterExecutor`'s
     load        merges the layers
+    load_own    without the project file and without arguments: what all processes of a user find
 
 Each layer becomes a flat table, in which an entry of a mapping has a row of its own:
 ``("resource_dict", "cores")``. So merging the layers is updating one table with the next.
@@ -102,6 +103,10 @@ class Config:
         mpi: arguments of MPI launchers, by name; with {ranks}, {threads} and {nodes}.
         submit_from_jobs: whether compute nodes may submit; None: found out.
         trust: whose results are used as well, in a shared spool: "alice", "@group", "bob:plain".
+        sign: whether to sign files, and refuse those of one's own that are not signed: with the
+            private key in the user's directory, or in this file.
+        keys: public keys by user, of which one must have signed what is taken from that user.
+        owners: False: owners and modes of files tell nothing on this file system, signatures do.
         plot_dependency_graph: run nothing, and draw the calls at the end.
         plot_dependency_graph_filename: draw them into this file.
         export_workflow_filename: run nothing, and write the calls to this workflow file.
@@ -140,6 +145,9 @@ class Config:
     mpi: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     submit_from_jobs: bool | None = None
     trust: tuple[str, ...] = ()
+    sign: bool | str = False
+    keys: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    owners: bool = True
     plot_dependency_graph: bool = False
     plot_dependency_graph_filename: str | None = None
     export_workflow_filename: str | None = None
@@ -214,6 +222,10 @@ def _program(value: Any, directory: str | None) -> str:
     return _path(value, directory) if "/" in os.fspath(value) else str(value)
 
 
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def _integer(least: int) -> _Kind:
     # bool is an int to Python, but `agents: yes` is a mistake.
     wanted = f"an integer of at least {least}"
@@ -250,6 +262,17 @@ _COMMAND = _Kind(
     "numbers ({{ and }} for braces)",
     lambda value, _: tuple(value),
 )
+_SIGN = _Kind(
+    lambda value: type(value) is bool or _is_path(value),
+    "true, false or the path of a private key",
+    lambda value, directory: value if type(value) is bool else _path(value, directory),
+)
+_ED25519 = re.compile(r"ed25519:[A-Za-z0-9+/]{43}=")
+_PUBLIC = _Kind(
+    lambda value: all(isinstance(one, str) and _ED25519.fullmatch(one) for one in _listed(value)),
+    "a public key as 'fsbroker config keygen' prints it (ed25519:...), or a list of such",
+    lambda value, _: tuple(_listed(value)),
+)
 _NAME = re.compile(r"[A-Za-z0-9_.+-]+")
 
 _KINDS = {
@@ -282,12 +305,16 @@ _KINDS = {
     "flux_executor_nesting": _BOOL,
     "submit_from_jobs": _BOOL,
     "trust": _LINES,
+    "sign": _SIGN,
+    "owners": _BOOL,
     "plot_dependency_graph": _BOOL,
     "plot_dependency_graph_filename": _PATH,
     "export_workflow_filename": _PATH,
 }
-_MAPPINGS = {"resource_dict": 1, "mpi": 1, "partitions": 2}
+_MAPPINGS = {"resource_dict": 1, "mpi": 1, "keys": 1, "partitions": 2}
 """Keys whose values are mappings, and how deep."""
+_VALUES = {"mpi": _COMMAND, "keys": _PUBLIC}
+"""What the values in a mapping must be, whatever their names."""
 _DEFAULTS = {one.name: one.default for one in fields(Config) if one.name in _KINDS}
 KEYS = tuple(one.name for one in fields(Config) if one.name != "settings")
 PARTITION_KEYS = tuple(one.name for one in fields(Partition))
@@ -305,6 +332,8 @@ GUARDED = frozenset(
     }
 )
 """Refused from a project file that is not the user's alone, also as a mapping's entry."""
+OWN = frozenset({"sign", "keys", "owners"})
+"""Taken from nothing that an agent or a worker, which runs elsewhere, would not find as well."""
 
 
 # -- layers ------------------------------------------------------------------------------
@@ -331,6 +360,9 @@ class _Source(NamedTuple):
         return f"{self.name}:{line} ({self.layer})" if self.layer else self.name
 
 
+_ARGUMENT = _Source("argument")
+
+
 class _Row(NamedTuple):
     value: Any
     origin: str
@@ -338,6 +370,19 @@ class _Row(NamedTuple):
 
 
 _Layer = dict[_Key, _Row]
+
+
+def load_own() -> Config:
+    """The settings of this user, wherever he is: `OWN` is the same in all of his processes.
+
+    Raises:
+        ConfigError: as `load`.
+    """
+    found = _built_in()
+    for layer, path in _files(project=False):
+        found.update(_file(layer, path))
+    found.update(_environment())
+    return _config(found)
 
 
 def load(**explicit: Any) -> Config:
@@ -350,16 +395,20 @@ def load(**explicit: Any) -> Config:
         ConfigError: an unknown key, a wrong value, a file that cannot be read, or one that
             sets what its owner may not.
     """
-    found = {(key,): _Row(default, "built-in") for key, default in _DEFAULTS.items()}
+    found = _built_in()
     for layer, path in _files():
         found.update(_file(layer, path))
     found.update(_environment())
     given = {key: value for key, value in explicit.items() if value is not None}
-    found.update(_rows(given, _Source("argument")))
+    found.update(_rows(given, _ARGUMENT))
     return _config(found)
 
 
-def _files() -> Iterator[tuple[str, str]]:
+def _built_in() -> _Layer:
+    return {(key,): _Row(default, "built-in") for key, default in _DEFAULTS.items()}
+
+
+def _files(*, project: bool = True) -> Iterator[tuple[str, str]]:
     """Those that are there, the weakest first."""
     if site := os.environ.get(SITE_VARIABLE):
         yield "site", os.path.abspath(site)
@@ -367,8 +416,8 @@ def _files() -> Iterator[tuple[str, str]]:
         yield "site", SITE_FILE
     if os.path.lexists(user_file()):
         yield "user", user_file()
-    if project := _project_file():
-        yield "project", project
+    if project and (path := _project_file()):
+        yield "project", path
 
 
 def user_file() -> str:
@@ -457,6 +506,10 @@ def _rows(values: Mapping[Any, Any], source: _Source) -> _Layer:
     found: _Layer = {}
     for path, value, line in _entries((), values, 0):
         origin = source.at(line)
+        if path[0] in OWN and (source.layer == "project" or source == _ARGUMENT):
+            what = f"{_dotted(path)} is taken from your own settings alone"
+            cure = f"Write it into {user_file()}: agents must find it, too"
+            raise ConfigError(what, origin, cure)
         if source.suspect and GUARDED.intersection((path[0], path[-1])):
             raise ConfigError(
                 f"{_dotted(path)} is not taken from a file that is not yours alone "
@@ -490,8 +543,8 @@ def _check(path: _Key, value: Any, origin: str) -> None:
         raise ConfigError(f"{key}: {rest[0]!r} is no name of letters, digits and _.+-", origin)
     if key == "resource_dict":
         _check_resource(rest[0], value, origin)
-    elif key == "mpi":
-        _fit(path, _COMMAND, value, origin)
+    elif key in _VALUES:
+        _fit(path, _VALUES[key], value, origin)
     elif key == "partitions":
         _known(path, rest[1], PARTITION_KEYS, origin)
         if value is not None:
@@ -554,7 +607,7 @@ def _config(found: _Layer) -> Config:
 def _held(path: _Key, row: _Row) -> Any:
     if row.value is None or path[0] == "resource_dict":
         return row.value
-    kind = _COMMAND if path[0] == "mpi" else _KINDS[path[-1]]
+    kind = _VALUES.get(path[0]) or _KINDS[path[-1]]
     try:
         return kind.held(row.value, row.directory)
     except ValueError as error:
@@ -570,6 +623,9 @@ def _consistent(config: Config) -> Config:
     if config.spool_on_nodes is not None and not os.path.isabs(config.spool_on_nodes):
         origin = config.origins["spool_on_nodes"]
         raise ConfigError(f"spool_on_nodes={config.spool_on_nodes!r} must begin with /", origin)
+    if not config.owners and not config.sign:
+        cure = "Set sign, after 'fsbroker config keygen'"
+        raise ConfigError("owners=False: then somebody must sign", config.origins["owners"], cure)
     return config
 
 

@@ -65,6 +65,10 @@ class FileRefused(SpoolError):
     """A file of the spool is not what fsbroker would have written there."""
 
 
+class SignatureRefused(FileRefused):
+    """Nobody whose signature is taken has signed this file."""
+
+
 class FormatTooNew(FileRefused):
     """The file was written by a newer fsbroker."""
 

@@ -371,7 +371,7 @@ def _wish(config: Config) -> Wish | None:
 
 def _neighbours(spool: Spool, config: Config) -> Neighbours | None:
     """Whose results may be used as well, in a shared spool."""
-    if not config.trust or not spool.files.shared:
+    if not config.trust or (spool.files.owners and not spool.files.shared):
         return None
     from fsbroker.spool.neighbours import Neighbours
     from fsbroker.spool.trust import Trusted

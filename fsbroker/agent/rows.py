@@ -19,6 +19,7 @@ import time
 from array import array
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from fsbroker import pickling, plain
@@ -523,7 +524,7 @@ class Arrays:
         if payload.arrays:
             from fsbroker.spool import blobs
 
-            files, area = self._place()
+            files, area = self._place
             arrays = tuple(
                 blobs.store(files, area, item, durable=self._durable, shared=False)
                 for item in payload.arrays
@@ -535,12 +536,14 @@ class Arrays:
         if value.arrays:
             from fsbroker.spool import blobs
 
-            files, area = self._place()
+            files, area = self._place
             arrays = tuple(blobs.read_arrays(files, area, value.arrays))
         return Payload(Encoding(value.encoding), value.data, arrays)
 
+    @cached_property
     def _place(self) -> tuple[Any, Any]:
         from fsbroker.spool.files import Files
         from fsbroker.spool.layout import Area
+        from fsbroker.spool.signatures import keyring
 
-        return Files(self._spool), Area(self._area)
+        return Files(self._spool, keyring=keyring()), Area(self._area)

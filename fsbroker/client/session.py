@@ -309,8 +309,10 @@ class ClientSession(Generic[Ticket]):
                         found.append((index, ticket))
             else:
                 for index, row in zip(indices, rows, strict=True):
-                    ticket = tickets.pop(row, None)
-                    if ticket is not None:
+                    ticket = tickets.get(row)
+                    # Records are not signed: a forged alias may lead to another call's row.
+                    if ticket is not None and file.keys[index] == self._key_of(ticket):
+                        del tickets[row]
                         found.append((index, ticket))
         return found
 

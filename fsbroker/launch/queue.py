@@ -77,6 +77,10 @@ class QueueLauncher:
     """
 
     def __init__(self, spool: Spool, scheduler: Scheduler, config: Config) -> None:
+        if not spool.files.owners:
+            what = "Job scripts lie in the spool, are not signed, and somebody else may write them"
+            cure = 'Start agents in jobs of your own (backend="none"), or take another spool.'
+            raise ResourceError(what, f"owners=False with {spool.files.root}", cure)
         self._spool = spool
         self._scheduler = scheduler
         self._config = config

@@ -27,7 +27,7 @@ _OF_THE_CLIENT = (
     *("spool", "keep", "agents", "workers", "resource_dict"),
     *("tag", "watch", "refresh_rate", "log_obj_size", "disable_dependencies"),
     *("plot_dependency_graph", "plot_dependency_graph_filename", "export_workflow_filename"),
-    *("trust", "settings"),
+    *("trust", "sign", "keys", "owners", "settings"),
 )
 """What says nothing of how jobs are submitted."""
 

@@ -18,12 +18,15 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew
 from fsbroker.spool import forms
 from fsbroker.spool.files import Buffer, Files, OpenFile
-from fsbroker.spool.layout import FORMAT
+from fsbroker.spool.layout import FORMAT, signed_name
+from fsbroker.spool.signatures import BLOCK, LENGTH, Digests, Signer, digests_of, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,16 +44,42 @@ _HEADER = {"kind": str, "token": str, "meta": dict, "sections": dict}
 _SECTION = (forms.natural, forms.natural, int)
 
 
-class Image(NamedTuple):
+@dataclass(frozen=True)
+class Image:
     """A file that is ready to be written.
 
     Attributes:
-        chunks: its bytes, in order.
         token: random; tells this file from another one under the same name.
+        header: as it is stored, but that offsets count from the beginning of the body.
+        contents: of its sections. body: the HDF5 file.
+        sign: signs the header; None: it is not signed.
     """
 
-    chunks: list[Buffer]
     token: str
+    header: Mapping[str, Any]
+    contents: Mapping[str, Buffer]
+    body: list[Buffer]
+    sign: Signer | None = None
+
+    @cached_property
+    def chunks(self) -> list[Buffer]:
+        """Its bytes, in order."""
+        header = dict(self.header)
+        if self.sign is not None:
+            header["digests"] = {name: digests_of(one) for name, one in self.contents.items()}
+        size, reserved = SMALLEST_HEADER, LENGTH if self.sign else 0
+        while (start := _header(header, size)) and len(start) + reserved >= size:
+            size *= 2
+        if self.sign is not None:
+            start += self.sign(start)
+        return [start + b" " * (size - len(start) - 1) + b"\n", *self.body]
+
+
+def _header(header: Mapping[str, Any], size: int) -> bytes:
+    """The first line and the JSON of a file whose body begins at ``size``."""
+    shifted = {name: (start + size, *rest) for name, (start, *rest) in header["sections"].items()}
+    text = json.dumps({**header, "sections": shifted}, separators=(",", ":")).encode()
+    return b"%s %d %d %08x %08x\n%s" % (MAGIC, FORMAT, size, len(text), zlib.crc32(text), text)
 
 
 class Section(NamedTuple):
@@ -75,23 +104,13 @@ def image(
     """
     filled = {name: content for name, content in sections.items() if len(content)}
     body, offsets = _body(kind, meta, filled)
+    contents = {name: _contiguous(content) for name, content in filled.items()}
     table = {
-        name: (offsets[name], memoryview(content).nbytes, zlib.crc32(_contiguous(content)))
-        for name, content in filled.items()
+        name: (offsets[name], memoryview(content).nbytes, zlib.crc32(content))
+        for name, content in contents.items()
     }
-    size = SMALLEST_HEADER
-    while True:
-        shifted = {name: (offset + size, *rest) for name, (offset, *rest) in table.items()}
-        text = json.dumps(
-            {"kind": kind, "token": token, "meta": meta, "sections": shifted},
-            separators=(",", ":"),
-        ).encode()
-        head = b"%s %d %d %08x %08x\n" % (MAGIC, FORMAT, size, len(text), zlib.crc32(text))
-        if len(head) + len(text) < size:
-            break
-        size *= 2
-    padding = b" " * (size - len(head) - len(text) - 1) + b"\n"
-    return Image([head + text + padding, *body], token)
+    header = {"kind": kind, "token": token, "meta": meta, "sections": table}
+    return Image(token, header, contents, body)
 
 
 def _contiguous(content: bytes | np.ndarray) -> Buffer:
@@ -120,11 +139,15 @@ class Container:
         sections: where each stands.
     """
 
-    __slots__ = ("_file", "_hdf5", "kind", "meta", "path", "sections", "token")
+    __slots__ = (
+        *("_block", "_digests", "_file", "_hdf5", "_keys"),
+        *("kind", "meta", "path", "sections", "token"),
+    )
 
     def __init__(self, files: Files, path: str, *kinds: str, file: OpenFile | None = None) -> None:
         self._file: OpenFile = file or files.open(path)
         self.path = path
+        self._keys = files.keyring.keys_of(files.uid) if files.keyring else None
         try:
             header, self.sections = _contents(self._header(), path)
         except ValueError as error:
@@ -133,6 +156,11 @@ class Container:
         self.kind: str = header["kind"]
         self.token: str = header["token"]
         self.meta: dict[str, Any] = header["meta"]
+        self._digests: Digests | None = None
+        self._block = ("", 0, b"")
+        if self._keys is not None:
+            lengths = {name: section.length for name, section in self.sections.items()}
+            self._digests = Digests(header.get("digests"), lengths, path)
         if kinds and self.kind not in kinds:
             self._file.close()
             raise FileRefused(f"A file of kind {self.kind[:40]!r}, not {' or '.join(kinds)}", path)
@@ -159,7 +187,13 @@ class Container:
             text = self._file.read(len(line) + 1, length)
         if zlib.crc32(text) != int(checksum, 16):
             raise FileDamaged("The header's checksum is wrong", self.path)
+        if self._keys is not None:
+            self._require_signature(self._keys, line + b"\n" + text)
         return text
+
+    def _require_signature(self, keys: frozenset[str], header: bytes) -> None:
+        line = self._file.read(len(header), LENGTH)
+        require(keys, signed_name(self.path), header, line, self.path)
 
     def __contains__(self, name: str) -> bool:
         return name in self.sections
@@ -175,7 +209,7 @@ class Container:
         section = self.sections.get(name)
         if section is None:
             return b""
-        return self._checked(section.offset, section.length, section.checksum, name)
+        return self._checked(name, 0, section.length, section.checksum)
 
     def json(self, name: str, form: Any) -> Any:
         """A section of JSON text of this form; it must be there."""
@@ -186,7 +220,7 @@ class Container:
         section = self.sections.get(name, Section(0, 0, 0))
         if offset < 0 or length < 0 or offset + length > section.length:
             raise FileDamaged(f"A row points outside of section {name!r}", self.path)
-        return self._checked(section.offset + offset, length, checksum, name)
+        return self._checked(name, offset, length, checksum)
 
     def table(self, name: str, dtype: np.dtype[Any]) -> np.ndarray:
         """A section as a read-only array of table rows."""
@@ -205,6 +239,8 @@ class Container:
             or zlib.crc32(buffer) != section.checksum
         ):
             raise FileDamaged(f"Checksum of section {name!r} is wrong", self.path)
+        if self._digests is not None:
+            self._digests.require(name, 0, buffer)
 
     def _within(self, offset: int, length: int, name: str) -> None:
         if offset + length > self._file.size:
@@ -214,12 +250,31 @@ class Container:
                 f"{length} bytes of section {name!r} do not fit in memory here", self.path
             )
 
-    def _checked(self, offset: int, length: int, checksum: int, name: str) -> bytes:
-        self._within(offset, length, name)
-        data = self._file.read(offset, length)
+    def _checked(self, name: str, offset: int, length: int, checksum: int) -> bytes:
+        start = self.sections[name].offset if length else 0
+        self._within(start + offset, length, name)
+        if self._digests is None or not length:
+            data = self._file.read(start + offset, length)
+        else:
+            data = self._proved(self._digests, name, offset, offset + length)
         if len(data) != length or zlib.crc32(data) != checksum:
             raise FileDamaged(f"Checksum of section {name!r} is wrong", self.path)
         return data
+
+    def _proved(self, digests: Digests, name: str, begin: int, end: int) -> bytes:
+        """A part of a section, out of whole blocks, all of which were compared.
+
+        The last block is kept: values of microseconds stand in it by the thousand.
+        """
+        section, (known, first, data) = self.sections[name], self._block
+        if known != name or not first <= begin <= end <= first + len(data):
+            first = begin // BLOCK * BLOCK
+            last = min(-(-end // BLOCK) * BLOCK, section.length)
+            data = self._file.read(section.offset + first, last - first)
+            digests.require(name, first // BLOCK, data)
+            if len(data) <= BLOCK:
+                self._block = (name, first, data)
+        return data[begin - first : end - first]
 
     def verify(self) -> None:
         """Read everything, and compare the length with what HDF5's superblock says of it.

@@ -19,10 +19,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from fsbroker.errors import FileRefused, SpoolError, SpoolFull, SpoolUnwritable
 from fsbroker.spool.watch import file_system
+
+if TYPE_CHECKING:
+    from fsbroker.spool.signatures import Keyring
 
 T = TypeVar("T")
 Buffer = bytes | bytearray | memoryview
@@ -143,14 +146,21 @@ class Files:
         lock_class: "flock", "soft" or "none": how `try_lock` excludes. It is for order
             only; no rule of the protocol rests on it.
 
+        keyring: who must have signed what is read; None: files are not signed.
+
     Attributes:
+        owners: whether owners and modes of this file system tell who wrote a file.
         ticks: what a listing does not show may be there all the same (`freshen`).
         pause: fewest seconds between two looks where nobody tells of changes (`watch`).
     """
 
-    def __init__(self, root: str, lock_class: str = "flock") -> None:
+    def __init__(
+        self, root: str, lock_class: str = "flock", keyring: Keyring | None = None
+    ) -> None:
         self.root = os.path.abspath(root)
         self.lock_class = lock_class
+        self.keyring = keyring
+        self.owners = keyring is None or keyring.owners
         self.pause = 0.0
         self._prefix = self.root + "/"
         self.uid = os.getuid()
@@ -200,7 +210,8 @@ class Files:
                 raise FileRefused(f"Not a regular file ({_NO_FILE[error.errno]})", path) from error
             raise
         status = os.fstat(fd)
-        wrong = _suspicion(status, self.uid if owner is None else owner)
+        wanted = self.uid if owner is None else owner
+        wrong = _suspicion(status, wanted if self.owners else None)
         if wrong:
             os.close(fd)
             raise FileRefused(f"Not opened: {wrong}", path, "Remove it from the spool")
@@ -252,6 +263,8 @@ class Files:
 
     def set_mode(self, path: str, mode: int) -> None:
         """Say who may use a file or directory: never left to a umask."""
+        if not self.owners:  # it seems to be somebody else's, who alone could
+            return
         self._retry(lambda name: os.chmod(name, mode), path)
 
     def rmdir(self, path: str) -> None:
@@ -336,7 +349,7 @@ class ForeignFiles(Files):
     """
 
     def __init__(self, files: Files, owner: int) -> None:
-        super().__init__(files.root, files.lock_class)
+        super().__init__(files.root, files.lock_class, files.keyring)
         self.uid = owner
 
     def open(self, path: str, owner: int | None = None) -> OpenFile:
@@ -349,10 +362,16 @@ class ForeignFiles(Files):
         pass
 
 
-def _suspicion(status: os.stat_result, owner: int) -> str:
-    """Why an open file is not used; empty if it is what its owner has published."""
+def _suspicion(status: os.stat_result, owner: int | None) -> str:
+    """Why an open file is not used; empty if it is what its owner has published.
+
+    Args:
+        owner: None: the file system does not tell, signatures do.
+    """
     if not stat.S_ISREG(status.st_mode):
         return "not a file"
+    if owner is None:
+        return ""
     if status.st_uid != owner:
         return f"a file of another user (uid {status.st_uid}, not {owner})"
     if status.st_mode & 0o022:

@@ -106,7 +106,7 @@ class Results:
         self._asked: set[str] = set()
         """Those of them for which older packs were looked through."""
         self._looked = False
-        self.damaged: dict[str, FileDamaged] = {}
+        self.damaged: dict[str, FileDamaged | FileRefused] = {}
 
     # -- news ----------------------------------------------------------------------------
 
@@ -198,7 +198,7 @@ class Results:
             if is_seal(self._files, self._area, agent, number):
                 self._streams[agent].closed = last
                 return None
-            self.damaged[path] = FileDamaged(refused.what, path, refused.cure)
+            self.damaged[path] = refused
         except FileDamaged as error:
             self.damaged[path] = error
         return None
@@ -269,13 +269,10 @@ class Results:
             except FileNotFoundError:
                 whole = False
                 continue
-            except FileDamaged as error:
-                self.damaged[path] = error
-                continue
             except FormatTooNew:
                 raise
-            except FileRefused as refused:
-                self.damaged[path] = FileDamaged(refused.what, path)
+            except (FileDamaged, FileRefused) as error:
+                self.damaged[path] = error
                 continue
             self._forget_packed(file)
             for number, stem in enumerate(file.files):

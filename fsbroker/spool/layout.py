@@ -223,6 +223,21 @@ def is_task_file(name: str) -> bool:
     return name.endswith(".h5") and parse_stem(name.removesuffix(".h5")) is not None
 
 
+def signed_name(path: str) -> str:
+    """What a signature binds a file to: what it is within its area, wherever it moves there.
+
+    A task file is archived, alone and inside of a bundle (``path:stem``); an agent's presence
+    has its beat in the name.
+    """
+    path, _, inner = path.partition(":")
+    directory, _, name = path.split("/", 2)[-1].partition("/")
+    stem = inner or name.removesuffix(".h5")
+    if parse_stem(stem):
+        return f"tasks/{stem}"
+    presence = parse_presence(name)
+    return f"agents/{presence.agent}" if presence else f"{directory}/{name}"
+
+
 _PATTERNS: Mapping[str, Sequence[Callable[[str], object]]] = {
     "tasks": [is_task_file],
     "claims": [parse_stem, parse_record],

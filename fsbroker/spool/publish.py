@@ -12,11 +12,12 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from fsbroker.errors import SpoolError
 from fsbroker.spool.container import Image, token_of
 from fsbroker.spool.files import Files
-from fsbroker.spool.layout import Area
+from fsbroker.spool.layout import Area, signed_name
 
 ATTEMPTS = 5
 
@@ -40,6 +41,8 @@ def publish(  # noqa: PLR0913 - what, where, and how safely
     Raises:
         SpoolFull, SpoolUnwritable, OSError: nothing was published.
     """
+    if files.keyring is not None:
+        image = replace(image, sign=files.keyring.signer(signed_name(path)))
     temporary = area.temporary(image.token)
     try:
         done = _linked(files, temporary, image, path, first if durable else None)

@@ -56,6 +56,8 @@ def check_root(files: Files) -> int:
         SpoolUnwritable: it is somebody else's.
         SpoolUnsafe: what is wrong, and the command that mends it.
     """
+    if not files.owners:
+        return files.uid
     root = os.stat(files.root)
     if not files.shared and root.st_uid not in (files.uid, 0):
         raise SpoolUnwritable(
@@ -77,6 +79,8 @@ def check_users(files: Files, owner: int) -> None:
     status, path = files.status("users"), f"{files.root}/users"
     if not stat.S_ISDIR(status.st_mode):
         raise SpoolUnsafe("Not a directory (a link?)", path, "Remove it, or use another spool")
+    if not files.owners:
+        return
     if status.st_uid not in (owner, files.uid, 0):
         raise SpoolUnsafe(f"User {status.st_uid} owns it, and {owner} the spool", path)
     if status.st_mode & _OTHERS_WRITE and status.st_mode & SHARED != SHARED:
@@ -88,17 +92,19 @@ def check_area(files: Files, area: Area) -> None:
     status, path = files.status(area.path), f"{files.root}/{area.path}"
     if not stat.S_ISDIR(status.st_mode):
         raise SpoolUnsafe("Not a directory (a link?)", path, "Remove it, or use another spool")
-    if status.st_uid != files.uid:
+    if files.owners and status.st_uid != files.uid:
         raise SpoolUnsafe(f"The area of user {files.uid} is owned by {status.st_uid}", path)
-    for name in ("", *sorted(READABLE)):
+    # Where anybody may put a link anywhere, none may be where files are made and removed.
+    names = sorted(READABLE) if files.owners else DIRECTORIES
+    for name in ("", *names):
         inner = f"{area.path}/{name}".rstrip("/")
         try:
             status = files.status(inner)
         except FileNotFoundError:
             continue
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != files.uid:
+        if not stat.S_ISDIR(status.st_mode) or (files.owners and status.st_uid != files.uid):
             raise SpoolUnsafe("Not a directory of the area's owner", f"{files.root}/{inner}")
-        if status.st_mode & _OTHERS_WRITE:
+        if files.owners and status.st_mode & _OTHERS_WRITE:
             raise _refused(status, f"{files.root}/{inner}", "chmod go-w")
 
 

@@ -30,6 +30,7 @@ from fsbroker.spool import sharing
 from fsbroker.spool.files import RETRIES, Files, explain
 from fsbroker.spool.layout import DIRECTORIES, FORMAT, SPOOL_FILE, Area, area_of
 from fsbroker.spool.sharing import Sharing
+from fsbroker.spool.signatures import keyring
 
 LOCK_CLASSES = ("flock", "soft", "none")
 SHARINGS = tuple(one.value for one in Sharing)
@@ -82,7 +83,7 @@ def create(root: str | os.PathLike[str], *, durable: bool = True) -> Spool:
         if told := explain(error, path):
             raise told from error
         raise SpoolMissing("Cannot create the spool", path, str(error)) from error
-    files = Files(path)
+    files = Files(path, keyring=keyring())
     owner = sharing.check_root(files)
     if SPOOL_FILE not in files.names(""):
         _write_settings(files, durable)
@@ -100,7 +101,7 @@ def open_spool(root: str | os.PathLike[str]) -> Spool:
     missing = SpoolMissing("No spool here", path, "Give the directory that holds spool.yaml")
     if not os.path.isdir(path):
         raise missing
-    files = Files(path)
+    files = Files(path, keyring=keyring())
     owner = sharing.check_root(files)
     if SPOOL_FILE not in files.names(""):
         raise missing
@@ -118,7 +119,7 @@ def open_to_check(root: str | os.PathLike[str]) -> tuple[Spool, SpoolError | Non
     except FormatTooNew:
         raise
     except (SpoolMissing, FileDamaged, FileRefused) as error:
-        files = Files(os.fspath(root), "none")
+        files = Files(os.fspath(root), "none", keyring())
         if not os.path.isdir(files.root) or "users" not in files.names(""):
             raise
         return Spool(files, Area(area_of(files.uid)), durable=True), error

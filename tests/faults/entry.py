@@ -45,8 +45,8 @@ class WatchedFiles(Files):
 
     left = STEP["nth"] if STEP else 0
 
-    def __init__(self, root: str, lock_class: str = "flock") -> None:
-        super().__init__(root, lock_class)
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
         self.step = Step(**STEP["step"]) if STEP else None
         for name in CALLS:
             setattr(self, name, self._watched(name, getattr(self, name)))

@@ -454,6 +454,7 @@ class ModelFiles:
     uid = 1000
     home = ""
     root = "/spool"
+    keyring = None
 
     def __init__(self, disk: ModelDisk, host: Host, clock: Clock, chance: random.Random) -> None:
         self.disk = disk

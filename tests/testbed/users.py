@@ -30,7 +30,7 @@ from tests.testbed import leftovers
 PREFIX = "fsbroker-users"
 ACCOUNT = re.compile(r"fsbt[abc](\d+\.\d+)")
 REPOSITORY = Path(__file__).resolve().parents[2]
-TRY = "import fsbroker, cloudpickle, filelock, h5py, numpy, watchdog, yaml"
+TRY = "import fsbroker, cloudpickle, cryptography, filelock, h5py, numpy, watchdog, yaml"
 
 
 @dataclass(frozen=True)
@@ -195,7 +195,7 @@ def _copied_python(public: Path) -> str:
     environment = public / "python"
     _admin(base, "-m", "venv", "--without-pip", environment)
     site = environment / "lib" / version / "site-packages"
-    for name in _needed("fsbroker"):
+    for name in _needed("fsbroker") | _needed("cryptography"):
         for file in importlib.metadata.files(name) or ():
             source = Path(str(file.locate()))
             if ".." not in file.parts and source.suffix != ".pth":

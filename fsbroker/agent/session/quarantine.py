@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 
 from fsbroker.agent.session.holdings import Holdings
-from fsbroker.errors import FormatTooNew
+from fsbroker.errors import FormatTooNew, SignatureRefused
 from fsbroker.spool.log import Kind
 
 
@@ -28,13 +28,11 @@ class Quarantine:
         if any(path.startswith(own) for path in results.damaged):
             for stem, rows in list(holdings.published.items()):
                 self._reopen_lost(stem, rows)
-        damaged = [
-            self._area.task_file(stem)
-            for stem, error in holdings.live.unreadable.items()
-            if not isinstance(error, FormatTooNew)
-        ]
-        for path in [*damaged, *results.damaged]:
-            if not self._is_top(path):
+        unreadable = holdings.live.unreadable.items()
+        damaged = {self._area.task_file(stem): error for stem, error in unreadable}
+        for path, error in {**damaged, **results.damaged}.items():
+            # For others to read: a newer fsbroker, or who finds that `sign` was set too early.
+            if not isinstance(error, FormatTooNew | SignatureRefused) and not self._is_top(path):
                 with suppress(FileNotFoundError):
                     self._files.rename(path, self._area.quarantined(path, self._files.token()))
 
