@@ -43,6 +43,7 @@ from fsbroker.errors import (
     SignatureRefused,
     SpoolError,
 )
+from fsbroker.launch.settings import key_options
 from fsbroker.spool import archive, blobs, packs, tiers
 from fsbroker.spool.archive import cycle as archive_cycle
 from fsbroker.spool.container import Container, image
@@ -430,6 +431,18 @@ def test_a_planted_task_is_not_unpickled(home, tmp_path, sign):
     assert marker.exists() is not sign
 
 
+def test_an_agent_that_has_another_key_than_its_client_does_not_begin(home, tmp_path):
+    spool = create(tmp_path / "spool", durable=False)
+    home.say("sign: false")
+    options = [*key_options(spool), "--cores=1", "--idle-timeout=0.1"]
+    command = [sys.executable, "-m", "fsbroker.agent", f"--spool={spool.files.root}", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"The client has the key {home.public}, and " in done.stderr
+    home.say("sign: true")
+    assert subprocess.run(command, check=False).returncode == 0
+
+
 def test_values_arrays_and_chains_go_through_workers_and_come_back(home, tmp_path):
     with ClusterExecutor(tmp_path / "spool", max_workers=2, idle_timeout=0.5) as executor:
         large = executor.submit(ramp, 200_000)
@@ -589,6 +602,19 @@ def test_settings_that_make_no_sense_are_refused(home, tmp_path, line, told):
     home.say(line)
     with pytest.raises(ConfigError, match=told):
         create(tmp_path / "spool")
+
+
+@pytest.mark.parametrize("name", ["", "tmp", "quarantine", "results"])
+def test_links_in_place_of_directories_are_refused_where_anybody_may_make_them(
+    home, tmp_path, name
+):
+    home.say("sign: true", "owners: false")
+    spool = create(tmp_path / "spool")
+    path = tmp_path / "spool" / spool.area.path / name
+    path.rename(tmp_path / "elsewhere")
+    path.with_name(path.name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SpoolUnsafe, match="Not a directory"):
+        open_spool(tmp_path / "spool")
 
 
 def test_no_queue_jobs_where_others_may_write_their_scripts(home, tmp_path):

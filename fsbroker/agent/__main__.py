@@ -15,10 +15,11 @@ from fsbroker.agent.allocation import current
 from fsbroker.agent.launchers import TABLE
 from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.walltime import MARGIN
+from fsbroker.config import user_file
 from fsbroker.environment import environment
-from fsbroker.errors import FsbrokerError
+from fsbroker.errors import ConfigError, FsbrokerError
 from fsbroker.nodes import Node, limited
-from fsbroker.spool.spool import open_spool
+from fsbroker.spool.spool import Spool, open_spool
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--pmi", default="", help="srun's --mpi; default: what fits the MPI")
     parser.add_argument("--job", type=int, help="number of its queue job in the spool's log")
     parser.add_argument("--expect", default="", help="the environment that it was submitted for")
+    parser.add_argument("--key", default="", help="public key that the client expects it to have")
     parser.add_argument("--queue", default="", help="digest of what its job has of the site")
     parser.add_argument("--row", help="the one task to run: its file and row, with a point between")
     parser.add_argument("--workers", type=int, default=0, help="busy at once; 0: all that fit")
@@ -109,12 +111,22 @@ def main(arguments: list[str] | None = None) -> int:
         "restart": allocation.restarts,
     }
     try:
-        return Agent(open_spool(options.spool), plan, environment(), origin).run()
+        return Agent(_opened(options), plan, environment(), origin).run()
     except FsbrokerError as error:
         print(f"fsbroker agent: {error}", file=sys.stderr)
     except OSError as error:
         print(f"fsbroker agent: cannot use {options.spool}: {error}", file=sys.stderr)
     return 1
+
+
+def _opened(options: argparse.Namespace) -> Spool:
+    """The spool; its files are signed if the client's are: it would take no others."""
+    spool = open_spool(options.spool)
+    keyring = spool.files.keyring
+    if options.key and (keyring is None or keyring.public != options.key):
+        what = f"The client has the key {options.key}, and {platform.node()} does not"
+        raise ConfigError(what, user_file(), "Have `sign` and the private key there, too")
+    return spool
 
 
 def _mismatch(options: argparse.Namespace) -> int:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsbroker.config import Config
 from fsbroker.errors import SpoolError
-from fsbroker.launch.settings import mpi_options
+from fsbroker.launch.settings import key_options, mpi_options
 from fsbroker.needs import Allowance, Capacity, Shape, parse_shape
 from fsbroker.nodes import cores_of, own_slot
 from fsbroker.spool import presence
@@ -104,6 +104,7 @@ class LocalLauncher:
             "fsbroker.agent",
             f"--spool={self._spool.files.root}",
             *([f"--workers={self._allowed.workers}"] if self._allowed.workers else []),
+            *key_options(self._spool),
         ]
 
     def submit(self, cores: int | None = None) -> int:

@@ -39,7 +39,7 @@ from fsbroker.launch.plan import Wanted, wanted
 from fsbroker.launch.refusals import Refusals
 from fsbroker.launch.scheduler import Ending, Request, Scheduler, Status
 from fsbroker.launch.script import is_plain
-from fsbroker.launch.settings import config_of, mpi_options, scheduler_of, settings_of
+from fsbroker.launch.settings import config_of, key_options, mpi_options, scheduler_of, settings_of
 from fsbroker.needs import Allowance, Capacity, Resources
 from fsbroker.spool.jobs import Cause, JobLog, QueueJob
 from fsbroker.spool.spool import Spool
@@ -363,6 +363,7 @@ class QueueLauncher:
             f"--spool={self._root_on_nodes}",
             f"--job={job.number}",
             f"--expect={environment()}",
+            *key_options(self._spool),
             f"--idle-timeout={config.idle_timeout:g}",
             *([f"--time={job.seconds:g}"] if job.seconds else []),
             *([f"--queue={job.queue}"] if job.queue else []),

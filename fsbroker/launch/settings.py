@@ -20,6 +20,7 @@ from fsbroker.nodes import cores_of, own_slot
 from fsbroker.spool.files import is_shared
 from fsbroker.spool.jobs import VERSIONS
 from fsbroker.spool.layout import NESTED, area_of
+from fsbroker.spool.spool import Spool
 
 IDLE_IN_TASK = 5.0
 """Seconds after which an agent inside of a task ends if it has no work."""
@@ -115,6 +116,12 @@ def scheduler_of(config: Config) -> Scheduler:
         cure = "Give the template itself: submission_template."
         raise ResourceError("Flux is not driven through pysqa", where, cure)
     return Flux(config.submission_template)
+
+
+def key_options(spool: Spool) -> list[str]:
+    """How an agent is told that the client takes nothing but what this key has signed."""
+    keyring = spool.files.keyring
+    return [f"--key={keyring.public}"] if keyring and keyring.public else []
 
 
 def mpi_options(config: Config, launcher: str) -> list[str]:

@@ -64,15 +64,20 @@ class Keyring:
     owners: bool = True
     _known: dict[int, frozenset[str] | None] = field(default_factory=dict, init=False)
 
+    @property
+    def public(self) -> str:
+        """What the user's own files are signed with; "": they are not."""
+        return public_of(self.private) if self.private else ""
+
     def signer(self, name: str) -> Signer | None:
         """Signs headers of files of this name; None: nothing is signed."""
-        private = self.private
+        private, public = self.private, self.public.encode()
         if private is None:
             return None
 
         def sign(header: bytes) -> bytes:
-            words = (public_of(private).encode(), b64encode(private.sign(_statement(name, header))))
-            return b"\nsigned %s %s\n" % words
+            signature = b64encode(private.sign(_statement(name, header)))
+            return b"\nsigned %s %s\n" % (public, signature)
 
         return sign
 
@@ -86,7 +91,7 @@ class Keyring:
         listed = (*self.listed.get(name_of(uid), ()), *self.listed.get(str(uid), ()))
         if uid != self.uid:
             return frozenset(listed)
-        return None if self.private is None else frozenset((public_of(self.private), *listed))
+        return frozenset((self.public, *listed)) if self.public else None
 
 
 def keyring() -> Keyring | None:

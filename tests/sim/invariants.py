@@ -32,6 +32,7 @@ class Glass:
     """Shows one file to the real readers: no faults, no caches, no scheduling."""
 
     uid = 1000
+    keyring = None
 
     def __init__(self, data: bytes | str, path: str) -> None:
         self.data = data
