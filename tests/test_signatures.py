@@ -33,6 +33,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fsbroker import ClusterExecutor, cli, keys
+from fsbroker.client.session import ClientSession
 from fsbroker.config import load
 from fsbroker.errors import (
     ConfigError,
@@ -42,9 +43,10 @@ from fsbroker.errors import (
     ResourceError,
     SignatureRefused,
     SpoolError,
+    SpoolUnsafe,
 )
 from fsbroker.launch.settings import key_options
-from fsbroker.spool import archive, blobs, packs, tiers
+from fsbroker.spool import archive, blobs, fsck, packs, tiers
 from fsbroker.spool.archive import cycle as archive_cycle
 from fsbroker.spool.container import Container, image
 from fsbroker.spool.files import Files, ForeignFiles, OpenFile
@@ -52,7 +54,7 @@ from fsbroker.spool.layout import signed_name
 from fsbroker.spool.log import Kind
 from fsbroker.spool.packs import cycle as pack_cycle
 from fsbroker.spool.signatures import BLOCK, LENGTH, Digests, digests_of, generate, keyring
-from fsbroker.spool.spool import create
+from fsbroker.spool.spool import create, open_spool
 from fsbroker.spool.streams import Stream, build
 from fsbroker.task import Encoding, Outcome, Status, Value
 from tests.testbed.byhand import ByHand, Job, key_of
@@ -344,7 +346,7 @@ def test_without_the_setting_nothing_is_signed_and_nothing_imported(home, tmp_pa
     home.say("sign: false")
     code = """
 import sys
-from fsbroker.spool.spool import create
+from fsbroker.spool.spool import create, open_spool
 from fsbroker.spool.blobs import store, read_array
 import numpy as np
 files, area, _ = create(sys.argv[1], durable=False)
@@ -480,14 +482,14 @@ def test_a_forged_record_leads_to_no_other_calls_value(home, tmp_path):
     first, second = hand.submit("a"), hand.submit("b")
     record = f"alias {'0' * 16} {'1' * 16} 0 {second}%200"
     os.symlink(record, f"{hand.root}/{hand.area.log(first)}/00000000")
-    hand.client.bind((first, 0), key_of("a"))  # as one that found the row there
-    hand.client.check()
+    other = ClientSession(hand.spool, bytes)
+    other.bind((first, 0), key_of("a"))  # it has found the row there
+    other.check()
     agent = hand.agent()
     claim = hand.claim(agent)
     assert claim.live.stem == second
     hand.end(agent, claim)
-    delivered = [ticket for ended in hand.client.poll() for _, ticket in ended.tickets]
-    assert delivered == [key_of("b")]
+    assert [ended.tickets for ended in other.poll()] == []
 
 
 def test_files_from_before_the_setting_stay_where_they_are(home, tmp_path):
@@ -496,6 +498,7 @@ def test_files_from_before_the_setting_stay_where_they_are(home, tmp_path):
     hand.submit("a")
     hand.run()
     hand.submit("b")
+    old = blobs.store(hand.files, hand.area, np.ones(200_000), durable=False)
     before = {path for path in hand.paths() if path.endswith(".h5")}
     home.say("sign: true")
     hand = ByHand(tmp_path / "spool")
@@ -504,6 +507,13 @@ def test_files_from_before_the_setting_stay_where_they_are(home, tmp_path):
     agent.tidy()
     assert before <= hand.paths()
     assert not [path for path in hand.paths() if "/quarantine/" in path]
+    found, _ = fsck.survey(hand.files, hand.area)
+    assert {one.path for one in found if one.kind is fsck.Kind.UNSIGNED} >= before
+    new = blobs.store(hand.files, hand.area, np.ones(200_000), durable=False)
+    assert new.data != old.data
+    assert blobs.read_array(hand.files, hand.area, new).sum() == 200_000
+    with pytest.raises(SignatureRefused):
+        blobs.read_array(hand.files, hand.area, old)
 
 
 # -- keys and settings -----------------------------------------------------------------------

@@ -38,7 +38,7 @@ def write_array(
     content = array if array.flags.c_contiguous else array.T
     order = "C" if content is array else "F"
     if shared:
-        name = f"{_digest(content, order)}.h5"
+        name = f"{_digest(files, content, order)}.h5"
     else:
         name = f"{files.token()}{files.token()}{files.token()[:8]}.h5"
     made = image(files.token(), "blob", {"order": order}, {"array": content})
@@ -52,10 +52,13 @@ def write_array(
     return Blob(name)
 
 
-def _digest(content: np.ndarray, order: str) -> str:
+def _digest(files: Files, content: np.ndarray, order: str) -> str:
     from hashlib import blake2b
 
-    digest = blake2b(f"{content.dtype.str} {content.shape} {order}".encode(), digest_size=20)
+    # A file that the user has not signed is never in the way of one that he signs.
+    key = files.keyring.public.encode() if files.keyring else b""
+    kind = f"{content.dtype.str} {content.shape} {order}".encode()
+    digest = blake2b(kind, digest_size=20, key=key)
     digest.update(memoryview(content).cast("B"))
     return digest.hexdigest()
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew
+from fsbroker.errors import FileDamaged, FileRefused, FormatTooNew, SignatureRefused
 from fsbroker.spool import archive, gc, presence, streams
 from fsbroker.spool.census import Census, Entry
 from fsbroker.spool.container import Container
@@ -58,6 +58,10 @@ class Kind(enum.Enum):
     STRAY = Weight.NOTE, "names that are not fsbroker's: ignored"
     NEWER = Weight.NOTE, "written by a newer fsbroker: left to it"
     UNFINISHED = Weight.NOTE, "tasks held by agents that are gone: they will run again"
+    UNSIGNED = (
+        Weight.LOST,
+        "not signed by you: left where they are, and not used while `sign` is on",
+    )
     UNREADABLE = Weight.LOST, "cannot be read now (I/O error): look after the file system"
     SETTINGS = Weight.MENDABLE, "the spool's settings are gone or cannot be read"
     LEFTOVER = Weight.MENDABLE, "left over from crashes"
@@ -269,6 +273,9 @@ class _Check:
             return
         if isinstance(error, FormatTooNew):
             self._add(Kind.NEWER, path, error.what)
+        elif isinstance(error, SignatureRefused):
+            self._bad.add(path)
+            self._add(Kind.UNSIGNED, path, error.what)
         elif error is not None:
             self._bad.add(path)
             self._add(self._damage(path), path, getattr(error, "what", error))
