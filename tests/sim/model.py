@@ -455,6 +455,7 @@ class ModelFiles:
     home = ""
     root = "/spool"
     keyring = None
+    owners = True
 
     def __init__(self, disk: ModelDisk, host: Host, clock: Clock, chance: random.Random) -> None:
         self.disk = disk
