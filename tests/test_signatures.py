@@ -521,8 +521,11 @@ def test_files_from_before_the_setting_stay_where_they_are(home, tmp_path):
 
 def test_a_key_is_made_once_and_for_its_owner_alone(home, capsys):
     home.key.unlink()
-    os.umask(0)
-    assert cli.main(["config", "keygen", "--json"]) == cli.OK
+    before = os.umask(0)
+    try:
+        assert cli.main(["config", "keygen", "--json"]) == cli.OK
+    finally:
+        os.umask(before)
     told = json.loads(capsys.readouterr().out)
     assert told["private"] == str(home.key)
     assert home.key.stat().st_mode & 0o777 == 0o600
