@@ -440,7 +440,7 @@ def test_an_agent_that_has_another_key_than_its_client_does_not_begin(home, tmp_
     command = [sys.executable, "-m", "fsbroker.agent", f"--spool={spool.files.root}", *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert f"The client has the key {home.public}, and " in done.stderr
+    assert f"Files are signed with {home.public}, and " in done.stderr
     home.say("sign: true")
     assert subprocess.run(command, check=False).returncode == 0
 
@@ -459,6 +459,18 @@ def test_values_arrays_and_chains_go_through_workers_and_come_back(home, tmp_pat
     assert [path for path in found if b"\nsigned ed25519:" not in path.read_bytes()] == []
     with ClusterExecutor(tmp_path / "spool", backend="none") as executor:
         assert executor.submit(double, 7).result(10) == 14
+
+
+def leave_home(n):
+    os.environ["XDG_CONFIG_HOME"] = "/nonexistent"
+    return np.arange(float(n))
+
+
+def test_a_worker_that_has_lost_its_key_says_so(home, tmp_path):
+    told = f"{re.escape(home.public)}, and .* has not this"
+    executor = ClusterExecutor(tmp_path / "spool", max_workers=1, idle_timeout=0.5)
+    with executor, pytest.raises(FsbrokerError, match=told):
+        executor.submit(leave_home, 200_000).result(60)
 
 
 def test_a_worker_takes_no_array_that_somebody_else_has_put_in_place(home, tmp_path):

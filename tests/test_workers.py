@@ -857,6 +857,7 @@ def test_the_plan_is_no_secret(bench: Bench) -> None:
         "spool": bench.settings.spool,
         "area": "users/u",
         "durable": False,
+        "key": "",
         "cpus": None,
         "number": 0,
     }

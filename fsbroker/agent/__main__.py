@@ -15,11 +15,10 @@ from fsbroker.agent.allocation import current
 from fsbroker.agent.launchers import TABLE
 from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.walltime import MARGIN
-from fsbroker.config import user_file
 from fsbroker.environment import environment
-from fsbroker.errors import ConfigError, FsbrokerError
+from fsbroker.errors import FsbrokerError
 from fsbroker.nodes import Node, limited
-from fsbroker.spool.spool import Spool, open_spool
+from fsbroker.spool.spool import open_spool
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,22 +110,12 @@ def main(arguments: list[str] | None = None) -> int:
         "restart": allocation.restarts,
     }
     try:
-        return Agent(_opened(options), plan, environment(), origin).run()
+        return Agent(open_spool(options.spool, options.key), plan, environment(), origin).run()
     except FsbrokerError as error:
         print(f"fsbroker agent: {error}", file=sys.stderr)
     except OSError as error:
         print(f"fsbroker agent: cannot use {options.spool}: {error}", file=sys.stderr)
     return 1
-
-
-def _opened(options: argparse.Namespace) -> Spool:
-    """The spool; its files are signed if the client's are: it would take no others."""
-    spool = open_spool(options.spool)
-    keyring = spool.files.keyring
-    if options.key and (keyring is None or keyring.public != options.key):
-        what = f"The client has the key {options.key}, and {platform.node()} does not"
-        raise ConfigError(what, user_file(), "Have `sign` and the private key there, too")
-    return spool
 
 
 def _mismatch(options: argparse.Namespace) -> int:

@@ -206,6 +206,7 @@ class Agent:
             gpus=slot.gpus,
             memory=slot.shape.memory,
             durable=durable,
+            key=files.keyring.public if files.keyring else "",
             node=self._plan.allocation.nodes[0].name,
             nodes=slot.nodes,
             brokers=slot.brokers,

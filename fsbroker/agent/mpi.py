@@ -305,6 +305,7 @@ class MpiWorker:
             "spool": self.settings.spool,
             "area": self.settings.area,
             "durable": self.settings.durable,
+            "key": self.settings.key,
             "cpus": self.settings.cpus,
             "number": self.settings.number,
         }

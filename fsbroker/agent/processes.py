@@ -112,6 +112,7 @@ class Settings:
         threads: of each process, for OpenMP and the BLAS libraries.
         gpus: ids of the devices that are visible; none are if it is empty.
         durable: whether arrays that a worker publishes are fsynced.
+        key: public key that its files are signed with; empty: they are not.
         memory: MB for all processes of the worker and what they start; 0: no limit.
         node: name of the agent's own node in its queue job; "" outside of one.
         nodes: names of the nodes that it runs on; empty: this one only.
@@ -133,6 +134,7 @@ class Settings:
     threads: int = 1
     gpus: tuple[str, ...] = ()
     durable: bool = True
+    key: str = ""
     memory: int = 0
     node: str = ""
     nodes: tuple[str, ...] = ()

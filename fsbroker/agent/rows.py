@@ -514,9 +514,10 @@ class Arrays:
     The spool's code is loaded when the first one occurs: most workers never see any.
     """
 
-    def __init__(self, spool: str, area: str, durable: bool) -> None:
+    def __init__(self, spool: str, area: str, key: str, *, durable: bool) -> None:
         self._spool = spool
         self._area = area
+        self._key = key
         self._durable = durable
 
     def store(self, payload: Payload) -> Value:
@@ -546,4 +547,4 @@ class Arrays:
         from fsbroker.spool.layout import Area
         from fsbroker.spool.signatures import keyring
 
-        return Files(self._spool, keyring=keyring()), Area(self._area)
+        return Files(self._spool, keyring=keyring(self._key)), Area(self._area)

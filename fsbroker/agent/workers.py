@@ -271,6 +271,7 @@ def _command(settings: Settings, connection: int) -> list[str]:
         "spool": settings.spool,
         "area": settings.area,
         "durable": settings.durable,
+        "key": settings.key,
         "cpus": settings.cpus,
         "number": settings.number,
     }

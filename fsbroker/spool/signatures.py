@@ -18,12 +18,14 @@ whoever can check one can forge.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import stat
 import sys
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +66,7 @@ class Keyring:
     owners: bool = True
     _known: dict[int, frozenset[str] | None] = field(default_factory=dict, init=False)
 
-    @property
+    @cached_property
     def public(self) -> str:
         """What the user's own files are signed with; "": they are not."""
         return public_of(self.private) if self.private else ""
@@ -94,22 +96,28 @@ class Keyring:
         return frozenset((self.public, *listed)) if self.public else None
 
 
-def keyring() -> Keyring | None:
+def keyring(expected: str = "") -> Keyring | None:
     """That of this process's user, by his settings; None: signatures are of no concern.
+
+    Args:
+        expected: the public key of whoever started this process, and takes nothing else.
 
     Raises:
         ConfigError: there is no such key, or others can read it.
         MissingExtra: signatures are wanted, and `cryptography` is not installed.
     """
-    from fsbroker.config import load_own
+    from fsbroker.config import load_own, user_file
 
-    config = load_own()
-    if not config.sign and not config.keys:
-        return None
-    _ed25519()
-    private = _private(key_path(config.sign)) if config.sign else None
-    listed = {str(name): keys for name, keys in config.keys.items()}
-    return Keyring(os.getuid(), private, listed, config.owners)
+    config, found = load_own(), None
+    if config.sign or config.keys:
+        _ed25519()
+        private = _private(key_path(config.sign)) if config.sign else None
+        listed = {str(name): keys for name, keys in config.keys.items()}
+        found = Keyring(os.getuid(), private, listed, config.owners)
+    if expected and (found is None or found.public != expected):
+        what = f"Files are signed with {expected}, and {platform.node()} has not this key"
+        raise ConfigError(what, user_file(), "Have `sign` and the private key there, too")
+    return found
 
 
 # -- what is signed ----------------------------------------------------------------------

@@ -90,8 +90,11 @@ def create(root: str | os.PathLike[str], *, durable: bool = True) -> Spool:
     return _opened(files, owner, make=True)
 
 
-def open_spool(root: str | os.PathLike[str]) -> Spool:
+def open_spool(root: str | os.PathLike[str], key: str = "") -> Spool:
     """Open a spool that exists.
+
+    Args:
+        key: public key that this user must have (`signatures.keyring`).
 
     Raises:
         SpoolMissing: there is none.
@@ -101,7 +104,7 @@ def open_spool(root: str | os.PathLike[str]) -> Spool:
     missing = SpoolMissing("No spool here", path, "Give the directory that holds spool.yaml")
     if not os.path.isdir(path):
         raise missing
-    files = Files(path, keyring=keyring())
+    files = Files(path, keyring=keyring(key))
     owner = sharing.check_root(files)
     if SPOOL_FILE not in files.names(""):
         raise missing
