@@ -514,11 +514,11 @@ class Arrays:
     The spool's code is loaded when the first one occurs: most workers never see any.
     """
 
-    def __init__(self, spool: str, area: str, key: str, *, durable: bool) -> None:
+    def __init__(self, spool: str, area: str, durable: bool, key: str = "") -> None:
         self._spool = spool
         self._area = area
-        self._key = key
         self._durable = durable
+        self._key = key
 
     def store(self, payload: Payload) -> Value:
         arrays: tuple[messages.ArrayRef, ...] = ()

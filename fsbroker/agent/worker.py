@@ -63,7 +63,7 @@ def _work(agent: socket.socket, plan: dict[str, Any], hello: Hello) -> None:
     agent.sendall(messages.frame(hello))
     from fsbroker.agent.rows import Arrays, Reporter, Runner
 
-    arrays = Arrays(plan["spool"], plan["area"], plan["key"], durable=plan["durable"])
+    arrays = Arrays(plan["spool"], plan["area"], plan["durable"], plan["key"])
     runner = Runner(Reporter(agent, hello.rank), arrays, plan["number"])
     frames = messages.Frames()
     while data := agent.recv(CHUNK):
