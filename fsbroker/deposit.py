@@ -8,16 +8,13 @@ recover what is left, and run it.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fsbroker.agent.session import AgentSession
-from fsbroker.agent.session.claiming import bring
+from fsbroker.agent.session import AgentSession, without_workers
 from fsbroker.client.session import ClientSession, Lane
-from fsbroker.environment import environment
 from fsbroker.keys import Call, Function
-from fsbroker.spool import blobs, presence, taskfile
+from fsbroker.spool import blobs, taskfile
 from fsbroker.spool.layout import MAX_ROWS, Stem
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.taskfile import Arguments, FunctionEntry, TaskRow
@@ -57,8 +54,7 @@ def deposit(spool: Spool, finished: Iterable[Finished], origin: Mapping[str, Any
     each = {one.call.key: one for one in finished}
     wanted = missing(spool, list(each))
     rounds = _rounds(spool, list(wanted))
-    described = presence.describe(place="", cores=0)
-    agent = AgentSession(spool, environment(), {"host": platform.node(), **origin}, described)
+    agent = without_workers(spool, "", **origin)
     agent.join()
     try:
         for part in _files([one for key, one in each.items() if key in wanted]):
@@ -99,7 +95,7 @@ def _publish(
     born = int(files.wall_time() * 1e9)
     size = (len(rows), len(waiting))
     stem = Stem(lane.priority, born, made.token, lane.shape, lane.environment, *size)
-    bring(agent.holdings, stem, made, waiting)
+    agent.bring(stem, made, waiting)
     agent.publish(
         [
             _outcome(spool, str(stem), place, *both)

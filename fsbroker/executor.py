@@ -25,13 +25,13 @@ from fsbroker.future import Future
 
 if TYPE_CHECKING:
     from fsbroker.client.agents import Agents
+    from fsbroker.client.deferral import Deferral
     from fsbroker.client.loop import ClientLoop, Habits
     from fsbroker.client.submitter import Preset, Submitter
     from fsbroker.config import Config
     from fsbroker.needs import Allowance, Capacity, Resources
     from fsbroker.parts import Batch
     from fsbroker.report.plan import Plan, Wish
-    from fsbroker.spool.neighbours import Neighbours
     from fsbroker.spool.spool import Spool
 
 
@@ -114,7 +114,7 @@ class ClusterExecutor(concurrent.futures.Executor):
         made = self._spool = create(_directory(self._config, spool), durable=keep)
         with _removed_on_failure(made, keep=keep):
             back = self._back = _backend(made, self._config)
-            others = _neighbours(made, self._config)
+            others = _deferral(made, self._config)
             loop = self._loop = ClientLoop(made, back.agents, _habits(self._config), others)
             self._submitter = Submitter(loop, back.capacity, terms)
         # Collected without `shutdown`, it takes no more calls; futures still resolve.
@@ -369,14 +369,18 @@ def _wish(config: Config) -> Wish | None:
     return Wish(config.plot_dependency_graph, drawing, workflow)
 
 
-def _neighbours(spool: Spool, config: Config) -> Neighbours | None:
+def _deferral(spool: Spool, config: Config) -> Deferral | None:
     """Whose results may be used as well, in a shared spool."""
     if not config.trust or (spool.files.owners and not spool.files.shared):
         return None
+    from fsbroker.agent.session import without_workers
+    from fsbroker.client.deferral import Deferral
     from fsbroker.spool.neighbours import Neighbours
+    from fsbroker.spool.presence import CLIENT
     from fsbroker.spool.trust import Trusted
 
-    return Neighbours(spool, Trusted(config.trust))
+    neighbours = Neighbours(spool, Trusted(config.trust))
+    return Deferral(neighbours, lambda: without_workers(spool, CLIENT))
 
 
 def _site_keys(config: Config) -> frozenset[str]:

@@ -9,7 +9,8 @@ Status      how a row ended
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,6 +107,7 @@ class Outcome(NamedTuple):
         error: for a failed row: "type", "message", "traceback", and where known "rank",
             "log" (directory of stdout and stderr), "tail" (last lines of stderr).
         started: seconds since the epoch. wall, cpu: seconds. peak_memory: bytes.
+        origin: where it comes from, if not from whoever publishes it.
     """
 
     stem: str
@@ -123,3 +125,4 @@ class Outcome(NamedTuple):
     wall: float = 0.0
     cpu: float = 0.0
     peak_memory: int = 0
+    origin: Mapping[str, Any] | None = None

@@ -1,6 +1,7 @@
 """A key that a trusted user is already computing runs once; whoever waits for it always ends."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -30,7 +31,9 @@ executor = ClusterExecutor(
 future = executor.submit(slow, 1, {marks!r})
 other = executor.submit(str, future)
 executor._loop.flush(60)
-print(json.dumps(len(executor._loop._deferral.calls)), flush=True)
+from fsbroker.client.history import History
+counts = History(executor._spool).counts()
+print(json.dumps({{phase.value: n for phase, n in counts.items() if n}}), flush=True)
 sys.stdin.readline()
 print(json.dumps([future.result(60), other.result(60)]), flush=True)
 executor.shutdown()
@@ -62,7 +65,7 @@ class Pair:
     def waiter(self, **settings):
         """Its process, once its calls have been put off."""
         process, put_off = self.start(self.lab.c, WAITER, settings=settings, friend=self.lab.b.name)
-        assert put_off == "2\n"
+        assert json.loads(put_off) == {"put-off": 1, "waiting": 1}
         return process
 
     def end(self, process):
@@ -149,7 +152,7 @@ def test_what_is_put_off_is_in_the_spool_when_the_interpreter_ends(pair, lab):
     pair.first(backend="none")
     text = WAITER.partition("sys.stdin")[0]
     process, put_off = pair.start(lab.c, text, settings={}, friend=lab.b.name)
-    assert put_off == "2\n"
+    assert json.loads(put_off) == {"put-off": 1, "waiting": 1}
     assert process.wait(30) == 0
     names = [path.stem for path in (lab.area(lab.c) / "tasks").iterdir()]
     assert sum(int(name.split("-")[5]) for name in names) == 2
@@ -159,4 +162,4 @@ def test_who_trusts_nobody_or_plain_data_only_does_not_wait(pair, lab):
     pair.first(backend="none")
     text = WAITER.partition("sys.stdin")[0]
     _, put_off = pair.start(lab.c, text, settings={}, friend=f"{lab.b.name}:plain")
-    assert put_off == "0\n"
+    assert json.loads(put_off) == {"ready": 1, "waiting": 1}

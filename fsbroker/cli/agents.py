@@ -20,7 +20,8 @@ class Seen:
     Attributes:
         life: "alive" or "dead" for one of this host and boot; "unknown" for others, whose
             beats only those who wait can judge.
-        place: what started it: "local", or a queue job.
+        place: what started it: "local", or a queue job; "client" for one that holds what it
+            has put off.
         version: of its Python.
         beat, published: how often it said that it lives; its result files.
     """
@@ -39,7 +40,8 @@ class Seen:
         return asdict(self)
 
     def __str__(self) -> str:
-        return f"agent {self.agent} on {self.host} (pid {self.pid}, {self.life})"
+        what = "client" if self.place == presence.CLIENT else "agent"
+        return f"{what} {self.agent} on {self.host} (pid {self.pid}, {self.life})"
 
     def can_run(self, name: Stem) -> bool:
         """It is not dead, and large enough, with the interpreter that the rows need."""

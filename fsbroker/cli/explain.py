@@ -134,17 +134,18 @@ class Explanation:
     def _log(self, row: Row) -> list[dict[str, Any]]:
         records = records_of(self._spool, row.tasks.stem, row.number)
         return [
-            {"what": record.kind.value, "by": record.by, "text": self._told(record)}
+            {"what": record.kind.value, "by": record.by, "text": self._told(record, row)}
             for record in records
         ]
 
-    def _told(self, record: Record) -> str:
+    def _told(self, record: Record, row: Row) -> str:
         """One record in words."""
         who = agents.named(self._agents, record.by)
         rest = record.about.partition(" ")[2]
+        taken = "put off" if record.by == row.tasks.meta.get("put_off") else "claimed"
         cost = ", which cost an attempt" if record.about.startswith("charge") else ""
         return {
-            Kind.CLAIM: f"claimed by {who}",
+            Kind.CLAIM: f"{taken} by {who}",
             Kind.RELEASE: f"given back by {who}{cost}{f': {rest}' if rest else ''}",
             Kind.RECOVER: f"taken back by {who}: {rest.partition(' ')[2]}",
             Kind.READY: "all dependencies have values",
@@ -159,6 +160,7 @@ class Explanation:
         """What has to happen for the task to go on; for one that has ended, what can be done."""
         return {
             Phase.WAITING: self._next_waiting,
+            Phase.PUT_OFF: self._next_put_off,
             Phase.READY: self._next_ready,
             Phase.RUNNING: self._next_running,
             Phase.DONE: self._next_done,
@@ -190,6 +192,15 @@ class Explanation:
         if one.row.phase in ENDED:
             return f"{name} is {one.row.phase.value}, so this task will fail"
         return f"{name} is {one.row.phase.value}"
+
+    def _next_put_off(self, row: Row) -> str:
+        user, fold = row.tasks.meta.get("put_off_for") or "another user", row.tasks.fold
+        owner = (fold.owner_of(row.number) if fold is not None else None) or ""
+        since = age(row.tasks.name.born / 1e9)
+        text = f"{user} was computing it {since} ago: that value is taken over, or it runs here"
+        if any(seen.agent == owner and seen.life != agents.DEAD for seen in self._agents):
+            return f"{text}, as {agents.named(self._agents, owner)} finds out"
+        return f"{text}; its client is gone, so the next agent runs it; start one if none is there"
 
     def _next_ready(self, row: Row) -> str:
         able = self._able(row)

@@ -99,6 +99,6 @@ def _print_json(spool: Spool, row: Row, directory: str | None, written: Output) 
 def _why_nothing(row: Row) -> str:
     if row.phase is Phase.RUNNING:
         return "nothing yet: what a task writes is kept when it ends"
-    if row.phase in (Phase.WAITING, Phase.READY):
+    if row.phase in (Phase.WAITING, Phase.PUT_OFF, Phase.READY):
         return f"nothing: the task is {row.phase.value}"
     return "nothing: it wrote nothing, or gc removed it"

@@ -18,7 +18,7 @@ from fsbroker.spool.spool import open_spool
 
 WINDOWS = (60.0, 600.0, 3600.0)
 """Seconds over which throughput is counted."""
-PENDING = (Phase.WAITING, Phase.READY, Phase.RUNNING)
+PENDING = (Phase.WAITING, Phase.PUT_OFF, Phase.READY, Phase.RUNNING)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

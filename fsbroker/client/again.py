@@ -15,7 +15,14 @@ from fsbroker.errors import TaskLost
 from fsbroker.spool.census import Census
 from fsbroker.spool.layout import MAX_ROWS
 from fsbroker.spool.spool import Spool
-from fsbroker.spool.taskfile import Arguments, FunctionEntry, Limits, TaskFile, TaskRow
+from fsbroker.spool.taskfile import (
+    PUT_OFF,
+    Arguments,
+    FunctionEntry,
+    Limits,
+    TaskFile,
+    TaskRow,
+)
 
 Place = tuple[str, int]
 """A task file's stem, and a row in it."""
@@ -118,7 +125,7 @@ class Again:
         number, entry = row.number, file.rows[row.number]
         limits = Limits(int(entry["ranks"]), float(entry["time_limit"]), int(entry["retries"]))
         name = file.name
-        meta = _frozen(file.meta)
+        meta = _frozen({name: file.meta[name] for name in file.meta if name not in PUT_OFF})
         lane = Lane(name.priority, name.shape, name.environment, limits, meta, file.preset)
         dependencies = tuple(dependency for dependency, _ in file.dependencies(number))
         function = file.function(number)

@@ -3,8 +3,7 @@
 call -> twin of a future of the same key, which waits already
      -> an outcome: in the spool, or that of somebody who is trusted (`deferral`)
      -> a row that will run
-     -> nothing yet: others compute it (`deferral`)
-     -> a new row (`publishing`)
+     -> a new row (`publishing`), put off if others compute it (`deferral`)
 """
 
 from __future__ import annotations
@@ -91,13 +90,9 @@ class Binder:
         self._bind_all(new)
 
     def look_after_put_off(self) -> None:
-        """Deliver what others have finished; publish what they will not, and what hangs on it."""
-        if self._deferral is None or not self._deferral.calls:
-            return
-        ended, due = self._deferral.look()
-        self._delivery.deliver_all(ended)
-        if due:
-            self._bind_all([*self.unbound, *due])
+        """Take over what others have finished; have agents for what they will not."""
+        for shape in self._deferral.look() if self._deferral is not None else ():
+            self._waiting.shapes.setdefault(shape)
 
     def _bind_all(self, new: list[Submitted | Attach]) -> list[Submitted | Attach]:
         """Bind; what file calls failed for, without an error that is for sure, is kept."""
@@ -121,9 +116,10 @@ class Binder:
     def _bind(self, calls: Sequence[Submitted | Attach]) -> None:
         keys = [key_of(item.future) for item in calls]
         outcomes, running = self._session.look_up(keys) if keys else ({}, {})
-        outcomes |= self._taken_over(calls, outcomes, running)
+        taken, put_off = self._of_others(calls, outcomes, running)
+        outcomes |= taken
         if not outcomes and not running and not any(isinstance(item, Attach) for item in calls):
-            self._publish([(item, 0) for item in calls])  # type: ignore[misc]
+            self._publish([(item, 0) for item in calls], put_off)  # type: ignore[misc]
             return
         fresh: list[Row] = []
         ended: list[tuple[Future, Found]] = []
@@ -144,30 +140,46 @@ class Binder:
         gone = dict(self._delivery.deliver(ended))
         if gone:
             fresh += self._computed_anew(gone, calls, outcomes)
-        self._publish(fresh)
+        self._publish(fresh, put_off)
 
-    def _publish(self, calls: list[Row]) -> None:
-        self._publisher.publish(self._deferral.without(calls) if self._deferral else calls)
+    def _publish(self, calls: list[Row], put_off: Mapping[bytes, str]) -> None:
+        """As new rows; of some, a user who has them computed is known."""
+        self._publisher.publish(
+            [(self._put_off(item, put_off.get(item.call.key)), again) for item, again in calls]
+            if put_off
+            else calls
+        )
 
-    def _taken_over(
+    def _put_off(self, item: Submitted, user: str | None) -> Submitted:
+        if user is None or self._deferral is None:
+            return item
+        lane = self._deferral.lane(item.order.lane, user)
+        return item._replace(order=item.order._replace(lane=lane))
+
+    def _of_others(
         self,
         calls: Sequence[Submitted | Attach],
         outcomes: Mapping[bytes, Found],
         running: Container[bytes],
-    ) -> dict[bytes, Found]:
-        """Values that others have of calls that would have to run here."""
+    ) -> tuple[dict[bytes, Found], dict[bytes, str]]:
+        """Of calls that would have to run here: values that others have, and who computes them."""
         if self._deferral is None:
-            return {}
+            return {}, {}
         done = {key for key, found in outcomes.items() if found.status == Status.DONE}
         wanted = {
-            item.call.key: item
+            item.call.key: item.call.descriptor
             for item in calls
             if isinstance(item, Submitted)
             and item.order.cache == "reuse"
             and item.call.key not in done
             and item.call.key not in running
         }
-        return self._deferral.taken_over(wanted)
+        # Their tasks are looked at first: what ends meanwhile is found by its outcome.
+        pending = self._deferral.pending(wanted)
+        found: dict[bytes, Found] = {}
+        with suppress(OSError, SpoolError):  # they are computed here, then
+            found = self._session.adopt(wanted)
+        return found, pending
 
     def _computed_anew(
         self,

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future as AnyFuture
+from contextlib import suppress
 from typing import Any
 
+from fsbroker.client.deferral import Deferral
 from fsbroker.client.outbox import Outbox
 from fsbroker.client.session import ClientSession
 from fsbroker.client.waiting import Waiting, family
@@ -20,10 +22,17 @@ from fsbroker.future import Future
 class Canceller:
     """Cancels futures of one client, called by its users' threads."""
 
-    def __init__(self, outbox: Outbox, session: ClientSession[Future], waiting: Waiting) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        session: ClientSession[Future],
+        waiting: Waiting,
+        deferral: Deferral | None,
+    ) -> None:
         self._outbox = outbox
         self._session = session
         self._waiting = waiting
+        self._deferral = deferral
 
     def cancel(self, future: Future) -> bool:
         """See `Future.cancel`."""
@@ -103,7 +112,7 @@ class Canceller:
         return ended
 
     def _cancel_rows(self, stem: str, rows: Sequence[int]) -> set[int]:
-        try:
-            return self._session.cancel_rows(stem, rows)
-        except (OSError, SpoolError):
-            return set()  # what cannot be cancelled now may run
+        ended = self._deferral.cancel(stem, rows) if self._deferral is not None else set()
+        with suppress(OSError, SpoolError):  # what cannot be cancelled now may run
+            ended |= self._session.cancel_rows(stem, [row for row in rows if row not in ended])
+        return ended

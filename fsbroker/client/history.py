@@ -47,6 +47,8 @@ class Phase(enum.Enum):
 
     WAITING = "waiting"
     """For the tasks that it depends on."""
+    PUT_OFF = "put-off"
+    """Somebody else is computing it: its client holds it, until it is clear what comes of that."""
     READY = "ready"
     """For an agent."""
     RUNNING = "running"
@@ -202,6 +204,7 @@ class Tasks:
         else:
             of_state = np.array([_CODE[_OF_STATE[state]] for state in State], "u1")
             codes = of_state[np.frombuffer(bytes(self.fold.state), "u1")]
+            codes[self.fold.owned_by(self.meta.get("put_off") or "")] = _CODE[Phase.PUT_OFF]
         of_status = np.array([0, *(_CODE[_OF_STATUS[status]] for status in Status)], "u1")
         for part in self._parts:
             codes[part.rows["row"]] = of_status[part.rows["status"]]
@@ -332,7 +335,7 @@ class History:
         merit = np.zeros(len(_PHASES), "u1")
         for worth, phase in enumerate((Phase.CANCELLED, Phase.FAILED, Phase.RUNNING), start=2):
             merit[_CODE[phase]] = worth
-        merit[_CODE[Phase.WAITING]] = merit[_CODE[Phase.READY]] = 1
+        merit[[_CODE[phase] for phase in (Phase.WAITING, Phase.PUT_OFF, Phase.READY)]] = 1
         merit[_CODE[Phase.DONE]] = len(_PHASES)
         gone = np.isin(codes, [_CODE[Phase.ALIASED], _CODE[Phase.REMOVED]])
         order: np.ndarray = np.lexsort((merit[codes], rounds, ~gone, keys))

@@ -17,7 +17,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future as AnyFuture
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fsbroker.client.agents import Agents, Staffing
@@ -32,8 +31,6 @@ from fsbroker.client.trouble import RETRY, Patience, told
 from fsbroker.client.waiting import Waiting, key_of
 from fsbroker.errors import FormatTooNew, SpoolError
 from fsbroker.future import Future
-from fsbroker.spool.log import State
-from fsbroker.spool.neighbours import Neighbours
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.watch import LAST_DELAY, Watch, watch
 
@@ -72,7 +69,7 @@ class ClientLoop:
     Args:
         agents: has agents run; None: somebody else does.
         habits: what differs from the rule.
-        neighbours: whose results are used as well; None: nobody's.
+        deferral: whose results are used as well; None: nobody's.
 
     Attributes:
         put: puts into the outbox; `start` is due after that where there is no `thread`.
@@ -85,7 +82,7 @@ class ClientLoop:
         spool: Spool,
         agents: Agents | None,
         habits: Habits | None = None,
-        neighbours: Neighbours | None = None,
+        deferral: Deferral | None = None,
     ) -> None:
         self.spool = spool
         self._habits = habits or Habits()
@@ -96,14 +93,15 @@ class ClientLoop:
         self._agents = agents
         self._outbox = Outbox()
         self.put: Callable[[Item], None] = self._outbox.put
+        neighbours = deferral.neighbours if deferral is not None else None
         session: ClientSession[Future] = ClientSession(spool, key_of, _moved, neighbours)
         self._session = session
         waiting = self._waiting = Waiting(session)
         self.lock = waiting.lock
         self._delivery = Delivery(spool, session, waiting, log=self._habits.log_sizes)
-        self._deferral = Deferral(neighbours, session.adopt) if neighbours is not None else None
-        self._binder = Binder(spool, session, waiting, self._delivery, self._deferral)
-        self._canceller = Canceller(self._outbox, session, waiting)
+        self._deferral = deferral
+        self._binder = Binder(spool, session, waiting, self._delivery, deferral)
+        self._canceller = Canceller(self._outbox, session, waiting, deferral)
         self._staffing = Staffing(spool, session, waiting, agents)
         self.feeds: set[Stream] = set()
         self.thread: threading.Thread | None = None
@@ -179,7 +177,7 @@ class ClientLoop:
             if first is None or first.stem is None:
                 return False
             try:
-                return self._session.state(first.stem, first.row) == State.CLAIMED
+                return self._session.is_claimed(first.stem, first.row)
             except (OSError, SpoolError):
                 return False
 
@@ -253,14 +251,15 @@ class ClientLoop:
 
     def unpublished(self) -> int:
         """How many calls are not in the spool, after a `flush`, because file calls fail."""
-        return len(self._binder.unbound) + len(self._deferral.calls if self._deferral else ())
+        return len(self._binder.unbound)
 
     def _hurry(self) -> None:
-        """Publish what was put off because others compute it: nobody here will wait for them."""
-        with self.lock, suppress(OSError, SpoolError):
-            if self._deferral is not None:
+        """Leave to agents what was put off because others compute it: nobody here will look."""
+        if self._deferral is not None:
+            with self.lock:
                 self._deferral.ended = True
                 self._binder.look_after_put_off()
+                self._staffing.ensure()
 
     def _release(self) -> None:
         """Once: what is this client's alone goes with it."""
@@ -301,6 +300,9 @@ class ClientLoop:
             raise
         finally:
             watching.stop()
+            if self._deferral is not None:
+                with self.lock:
+                    self._deferral.end()
             if self._closing or self._stopping:
                 self._release()
 

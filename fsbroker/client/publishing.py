@@ -81,7 +81,8 @@ class Publisher:
         for future in futures:
             if future.stem is None:
                 future.stem = stem
-        self._waiting.shapes.setdefault(lane.shape)
+        if lane.holder is None:
+            self._waiting.shapes.setdefault(lane.shape)
 
     def _row(self, item: Submitted, again: Round) -> TaskRow:
         key, descriptor, payload = item.call

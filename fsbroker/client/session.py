@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from fsbroker.errors import SpoolError
 from fsbroker.spool import taskfile
+from fsbroker.spool.container import Image
 from fsbroker.spool.index import Found, Results
 from fsbroker.spool.layout import Stem
 from fsbroker.spool.live import LiveFile, LiveFiles, give_birth
@@ -48,6 +49,13 @@ NUDGE_AFTER = 0.05
 second of two changes in one tick of the server's clock, until there is a third."""
 
 
+class Holder(Protocol):
+    """Who has tasks that are put off (`deferral`)."""
+
+    def bring(self, stem: Stem, made: Image, waiting: Sequence[int]) -> None:
+        """Publish a task file whose rows are held from the first record on."""
+
+
 class Lane(NamedTuple):
     """What all tasks of one task file have in common.
 
@@ -57,6 +65,7 @@ class Lane(NamedTuple):
         environment: digest of the interpreter.
         meta: attributes of the file, as (name, JSON value) pairs.
         preset: what workers call before the first of these tasks (``init_function``).
+        holder: has them until they are due; None: agents may take them at once.
     """
 
     priority: int
@@ -65,6 +74,7 @@ class Lane(NamedTuple):
     limits: Limits
     meta: tuple[tuple[str, Any], ...] = ()
     preset: FunctionEntry | None = None
+    holder: Holder | None = None
 
 
 class Ended(NamedTuple, Generic[Ticket]):
@@ -202,6 +212,7 @@ class ClientSession(Generic[Ticket]):
         """
         token, meta = self._files.token(), dict(lane.meta)
         made = taskfile.build(token, rows, lane.limits, meta, lane.preset)
+        waiting = [number for number, row in enumerate(rows) if row.arguments.dependencies]
         stem = Stem(
             lane.priority,
             int(self._files.wall_time() * 1e9),
@@ -209,18 +220,22 @@ class ClientSession(Generic[Ticket]):
             lane.shape,
             lane.environment,
             len(rows),
-            sum(1 for row in rows if row.arguments.dependencies),
+            len(waiting),
         )
-        give_birth(self._files, self._area, stem, made, durable=self._durable)
+        if lane.holder is None:
+            give_birth(self._files, self._area, stem, made, durable=self._durable)
+        else:
+            lane.holder.bring(stem, made, waiting)
         self._nudge_at = self._files.monotonic() + NUDGE_AFTER
         # The caller knows what it waits for: its own file need not be read for that.
         self._own.add(str(stem))
         self._bound[str(stem)] = list(tickets)
         if again := {number: row.round for number, row in enumerate(rows) if row.round}:
             self._rounds[str(stem)] = again
-        # The rows are published: whatever fails now must not make the caller do it again.
-        with suppress(OSError, SpoolError):
-            self._alias(str(stem), rows)
+        if lane.holder is None:
+            # The rows are published: whatever fails now must not make the caller do it again.
+            with suppress(OSError, SpoolError):
+                self._alias(str(stem), rows)
         return str(stem)
 
     def _alias(self, stem: str, new: Sequence[TaskRow]) -> None:
@@ -457,17 +472,25 @@ class ClientSession(Generic[Ticket]):
 
     def state(self, stem: str, row: int) -> State | None:
         """Where a row stands; None if its file has ended."""
+        live = self._read(stem)
+        return State(live.log.fold.state[row]) if live is not None else None
+
+    def is_claimed(self, stem: str, row: int) -> bool:
+        """An agent has it, to run it."""
+        claimed = self.state(stem, row) is State.CLAIMED
+        return claimed and (live := self.live.get(stem)) is not None and not live.is_put_off(row)
+
+    def _read(self, stem: str) -> LiveFile | None:
+        """A task file, with its log as it is now; None if it has ended."""
         live = self.live.get(stem)
         if live is None:
             self.live.poll()
             live = self.live.get(stem)
-        if live is None:
-            return None
-        try:
-            live.log.refresh()
-        except (Retired, FileNotFoundError):
-            return None
-        return State(live.log.fold.state[row])
+        with suppress(Retired, FileNotFoundError):
+            if live is not None:
+                live.log.refresh()
+                return live
+        return None
 
     def descriptor(self, stem: str, row: int) -> bytes | None:
         """What the key of a row was made from; None if its file is not there."""
@@ -475,7 +498,7 @@ class ClientSession(Generic[Ticket]):
         if live is None:
             return None
         try:
-            return bytes(live.file.rows["descriptor"][row].tobytes())
+            return live.descriptor(row)
         except FileNotFoundError:
             return None
 

@@ -110,7 +110,7 @@ class Demand:
                 work.waiting[name] = []
             elif state == State.READY or fold.owner_of(row) not in agents:
                 work.ready.append(name)  # or it is held by one that is gone
-            else:
+            elif not live.is_put_off(row):
                 work.held += 1
 
     def _open_rows(self, live: LiveFile) -> list[int]:

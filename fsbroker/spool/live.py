@@ -97,6 +97,11 @@ class LiveFile:
         waiting = np.flatnonzero(self.file.rows["dependencies"]) if self.name.waiting else ()
         return Log(self._files, self._area, self.stem, Fold(self.name.rows, map(int, waiting)))
 
+    def is_put_off(self, row: int) -> bool:
+        """Its client holds it, while somebody else computes its key (`client/deferral.py`)."""
+        owner = self.log.fold.owner_of(row)
+        return owner is not None and owner == self.file.meta.get("put_off")
+
     @cached_property
     def _sorted_keys(self) -> tuple[np.ndarray, np.ndarray]:
         keys = np.frombuffer(self.file.rows["key"].tobytes(), f"S{KEY_BYTES}")
@@ -106,6 +111,10 @@ class LiveFile:
     def round(self, row: int) -> int:
         """How often the row's key had been tried before."""
         return int(self.file.rows["round"][row])
+
+    def descriptor(self, row: int) -> bytes:
+        """What the row's key was made from."""
+        return bytes(self.file.rows["descriptor"][row].tobytes())
 
     def holding(self, keys: list[bytes]) -> dict[bytes, int]:
         """Those of the keys that this file has, and their rows."""

@@ -1,7 +1,8 @@
 """The results of the others in a shared spool: found, checked, and taken as copies of one's own.
 
-    Neighbours.find(calls)   outcomes of these calls in the areas of users whom the reader trusts
-    Neighbours.adopt(calls)  copies of them, published in the own area, with where they are from
+    Neighbours.find(calls)    outcomes of these calls in the areas of users whom the reader trusts
+    Neighbours.copies(calls)  what they would be as outcomes of one's own, with where they are from
+    Neighbours.adopt(calls)   the same, published in the own area
 
 A copy is what keeps everything else as it is for one user: agents find the inputs of their tasks
 in their own area and need to trust nobody, and what somebody used stays, whatever its writer
@@ -14,7 +15,6 @@ function gives nobody can prove without running it: this is what trust is about.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -135,15 +135,19 @@ class Neighbours:
 
     def adopt(self, calls: Mapping[bytes, bytes]) -> list[bytes]:
         """Publish copies of what others have of these calls; the keys of those."""
-        copies: dict[str, list[Outcome]] = {}
+        copies = self.copies(calls)
+        self._publish(copies)
+        return [outcome.key for outcome in copies]
+
+    def copies(self, calls: Mapping[bytes, bytes]) -> list[Outcome]:
+        """Values that others have of these calls, with their arrays in the own area."""
+        found = []
         for offer in self.find(calls).values():
             try:
-                origin = json.dumps(_origin(offer), sort_keys=True)
-                copies.setdefault(origin, []).append(self._copy(offer))
+                found.append(self._copy(offer))
             except Exception as error:  # as above
                 self.refuse(offer.file.path, error)
-        self._publish(copies)
-        return [outcome.key for found in copies.values() for outcome in found]
+        return found
 
     def _copy(self, offer: Offer) -> Outcome:
         neighbour, file, row = offer
@@ -156,20 +160,19 @@ class Neighbours:
             else ref
             for ref in refs
         )
-        return outcome._replace(value=Value(encoding, data, arrays))
+        return outcome._replace(value=Value(encoding, data, arrays), origin=_origin(offer))
 
-    def _publish(self, copies: Mapping[str, list[Outcome]]) -> None:
+    def _publish(self, copies: Sequence[Outcome]) -> None:
         """As a stream that is complete from the beginning, so nobody need watch over it."""
         if not copies:
             return
         files, area, durable = self._spool
         stream = streams.Stream(files, area, files.token())
         stream.create()
-        for origin, outcomes in copies.items():
-            for first in range(0, len(outcomes), MAX_ROWS):
-                named = _named(files, outcomes[first : first + MAX_ROWS])
-                made = streams.build(files.token(), named, json.loads(origin))
-                stream.publish(made, durable=durable)
+        for first in range(0, len(copies), MAX_ROWS):
+            named = _named(files, copies[first : first + MAX_ROWS])
+            made = streams.build(files.token(), named, named[0].origin or {})
+            stream.publish(made, durable=durable)
         stream.close()
 
 

@@ -28,6 +28,8 @@ LEASE = 30.0
 """Seconds of silence after which an agent of another host is taken for dead."""
 PROMPT = 5.0
 """A poll later than this after the one before it says nothing about the time between."""
+CLIENT = "client"
+"""The place of a client that holds rows: of what it has put off (`client/deferral.py`)."""
 
 
 class Host(NamedTuple):
@@ -171,10 +173,11 @@ def _start_of(described: dict[str, Any]) -> str:
 
 
 class _Watched:
-    __slots__ = ("beat", "described", "silent")
+    __slots__ = ("beat", "described", "heard", "silent")
 
-    def __init__(self, beat: int) -> None:
+    def __init__(self, beat: int, *, heard: bool = False) -> None:
         self.beat = beat
+        self.heard = heard
         self.silent = 0.0
         self.described: dict[str, Any] | None = None
 
@@ -213,9 +216,9 @@ class Observer:
         for agent, beat in beats.items():
             watched = self._watched.get(agent)
             if watched is None or beat > watched.beat:
-                described = watched.described if watched else None
-                watched = self._watched[agent] = _Watched(beat)
-                watched.described = described
+                before = watched
+                watched = self._watched[agent] = _Watched(beat, heard=before is not None)
+                watched.described = before.described if before else None
             elif counts:
                 watched.silent += passed
             if watched.silent > self._lease:
@@ -234,6 +237,11 @@ class Observer:
             if watched.described and is_dead_process(watched.described):
                 dead.append(presence.agent)
         return dead
+
+    def hears(self, agent: str) -> bool:
+        """It beats: that was seen, a moment ago."""
+        watched = self._watched.get(agent)
+        return watched is not None and watched.heard and watched.silent <= PROMPT
 
     def described(self, agent: str) -> dict[str, Any] | None:
         watched = self._watched.get(agent)

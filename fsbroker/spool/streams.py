@@ -85,39 +85,44 @@ def build(token: str, results: Sequence[Outcome | Bulk], origin: Mapping[str, An
     """The image of a result file.
 
     Args:
-        origin: where the results come from (host, agent, queue job, versions).
+        origin: where the results come from that do not say so (host, agent, queue job, versions).
     """
     writer = ValueWriter("values")
+    own = json.dumps(origin)
     stems: dict[str, int] = {}
+    sources: dict[str, int] = {}
     errors: dict[str, dict[str, str]] = {}
     tables = []
     for result in results:
         file = stems.setdefault(result.stem, len(stems))
         if isinstance(result, Bulk):
-            tables.append(_bulk_rows(result, file))
+            source = sources.setdefault(own, len(sources))
+            tables.append(_bulk_rows(result, file, source))
             writer.add_texts(result.texts)
         else:
             if result.error is not None:
                 errors[str(len(writer.columns))] = result.error
-            tables.append(_single_row(result, file))
+            told = own if result.origin is None else json.dumps(result.origin)
+            source = sources.setdefault(told, len(sources))
+            tables.append(_single_row(result, file, source))
             writer.add(result.value)
     table = np.concatenate(tables)
     writer.fill(table)
     sections: dict[str, bytes | np.ndarray] = {
         "rows": table,
         "files": json.dumps(list(stems)).encode(),
-        "origins": json.dumps([origin]).encode(),
+        "origins": f"[{','.join(sources)}]".encode(),
     }
     if errors:
         sections["errors"] = json.dumps(errors).encode()
     return image(token, "results", dict(origin), sections | writer.sections())
 
 
-def _bulk_rows(bulk: Bulk, file: int) -> np.ndarray:
+def _bulk_rows(bulk: Bulk, file: int, source: int) -> np.ndarray:
     rows = np.zeros(len(bulk.texts), RESULTS)
     for column in ("key", "descriptor", "round", "ranks"):
         rows[column] = bulk.task_rows[column]
-    rows["file"] = file
+    rows["file"], rows["source"] = file, source
     rows["row"] = np.arange(bulk.first, bulk.first + len(rows))
     rows["generation"], rows["attempt"] = bulk.generation, bulk.attempts
     rows["status"] = Status.DONE
@@ -126,11 +131,11 @@ def _bulk_rows(bulk: Bulk, file: int) -> np.ndarray:
     return rows
 
 
-def _single_row(result: Outcome, file: int) -> np.ndarray:
+def _single_row(result: Outcome, file: int, source: int) -> np.ndarray:
     row = np.zeros(1, RESULTS)
     row["key"] = np.frombuffer(result.key, f"V{KEY_BYTES}")
     row["descriptor"] = np.frombuffer(result.descriptor, f"V{KEY_BYTES}")
-    row["file"] = file
+    row["file"], row["source"] = file, source
     for column in ("row", "round", "generation", "attempt", "status", "ranks"):
         row[column] = getattr(result, column)
     for column in ("started", "wall", "cpu", "peak_memory"):

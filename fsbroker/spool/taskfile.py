@@ -46,6 +46,10 @@ DEPENDENCIES = np.dtype([("key", f"V{KEY_BYTES}"), ("row", "i4"), ("selector", "
 """One dependency. ``row``: its row in the same file, or -1; ``selector``: index, or -1."""
 
 
+PUT_OFF = ("put_off", "put_off_for")
+"""Meta of rows that were put off: the agent that holds them from the first record on; for whom."""
+
+
 def _text_or_none(value: Any) -> bool:
     return value is None or type(value) is str
 
@@ -63,7 +67,10 @@ _FUNCTIONS = [
         "length": forms.natural,
     }
 ]
-_TEXTS = ("tag", "user", "host", "python", "cloudpickle", "cwd", "error_log_file", "queue")
+_TEXTS = (
+    *("tag", "user", "host", "python", "cloudpickle", "cwd", "error_log_file", "queue"),
+    *PUT_OFF,
+)
 _META = {"?path": [str]} | {f"?{name}": _text_or_none for name in _TEXTS}
 
 

@@ -22,19 +22,23 @@ Where it is done, each module importing from those below it only:
 from __future__ import annotations
 
 import math
+import platform
 from collections.abc import Sequence
 from typing import Any
 
 from fsbroker.agent.queuejob import QueueJobs
 from fsbroker.agent.session.cancelling import Cancelling
-from fsbroker.agent.session.claiming import Claiming, Want
+from fsbroker.agent.session.claiming import Claiming, Want, bring
 from fsbroker.agent.session.dependencies import Dependencies
 from fsbroker.agent.session.holdings import NOTHING, Claim, Holdings, Row
 from fsbroker.agent.session.prospects import Prospects
 from fsbroker.agent.session.publishing import Publisher
 from fsbroker.agent.session.recovery import Recovery
 from fsbroker.agent.session.tidying import Tidying
+from fsbroker.environment import environment
 from fsbroker.spool import presence
+from fsbroker.spool.container import Image
+from fsbroker.spool.layout import Stem
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import Bulk
 from fsbroker.task import Outcome
@@ -107,6 +111,14 @@ class AgentSession:
         """
         return self._claiming.claim(want, thorough=thorough, time_left=time_left)
 
+    def bring(self, stem: Stem, made: Image, waiting: Sequence[int]) -> None:
+        """Publish a task file all of whose rows are this agent's, from the first record on.
+
+        Args:
+            waiting: the rows that have dependencies.
+        """
+        bring(self.holdings, stem, made, waiting)
+
     def publish(self, outcomes: Sequence[Outcome | Bulk]) -> None:
         """Make outcomes of held rows known, for ever.
 
@@ -140,3 +152,14 @@ class AgentSession:
         stream knows, and recovers the rest.
         """
         self.holdings.release_all(reason, besides=self.publisher.doubtful())
+
+
+def without_workers(spool: Spool, place: str, **origin: Any) -> AgentSession:
+    """An agent that runs nothing: it has rows whose outcomes come from elsewhere.
+
+    Args:
+        place: what stands behind it, as its presence file says it.
+        origin: what its result files say of where they come from, besides the host.
+    """
+    described = presence.describe(place=place, cores=0)
+    return AgentSession(spool, environment(), {"host": platform.node(), **origin}, described)

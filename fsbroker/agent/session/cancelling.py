@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 from fsbroker.agent.session.holdings import NOTHING, Holdings, Row
@@ -10,7 +10,7 @@ from fsbroker.agent.session.publishing import Publisher
 from fsbroker.spool.layout import parse_cancel
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import State
-from fsbroker.task import Status
+from fsbroker.task import Outcome, Status
 
 
 class Cancelling:
@@ -24,11 +24,16 @@ class Cancelling:
     def end_rows(self, live: LiveFile) -> None:
         """Publish that cancelled rows will not run, for everybody who waits for them."""
         rows = live.log.fold.rows_in(State.CANCELLED)
-        if not rows:
-            return
-        outcome = self._holdings.outcome
-        made = {row: outcome(live, row, Status.CANCELLED, NOTHING) for row in rows}
-        self._publisher.end(live, made)
+        if rows:
+            self._publisher.end(live, {row: self._cancelled(live, row) for row in rows})
+
+    def end_held(self, stem: str, rows: Iterable[int]) -> None:
+        """End rows that this agent holds, and that no worker has."""
+        live = self._holdings.claimed[stem]
+        self._publisher.publish_own([self._cancelled(live, row) for row in rows])
+
+    def _cancelled(self, live: LiveFile, row: int) -> Outcome:
+        return self._holdings.outcome(live, row, Status.CANCELLED, NOTHING)
 
     def requests(self) -> list[Row]:
         """Held rows that somebody wants to end."""

@@ -135,13 +135,10 @@ class Claiming:
 
 
 def bring(holdings: Holdings, stem: Stem, made: Image, waiting: Sequence[int]) -> None:
-    """Publish a task file all of whose rows are this agent's: it has their outcomes already.
+    """As `AgentSession.bring`: it has their outcomes already, or will not run them.
 
     The claim is in the log before the file can be seen, so nobody else begins to run them.
     If this agent dies before it publishes, they are recovered like all others.
-
-    Args:
-        waiting: the rows that have dependencies.
     """
     files, area, durable = holdings.spool
     everything = ((0, stem.rows),)

@@ -57,7 +57,7 @@ class Recovery:
         told = self._told_of_jobs(present)
         # Whether its job is to blame or the task, only the scheduler knows: it is waited for.
         dead = {agent: evidence for agent, evidence in told.items() if evidence is not None}
-        dead |= {agent: ("dead", "dead") for agent in processes if agent not in told}
+        dead |= {agent: self._ended(agent) for agent in processes if agent not in told}
         absent = self._absent_owners(present)
         for agent in self._observer.poll(present, absent, prompt):
             dead.setdefault(agent, ("silent", "silent"))
@@ -66,6 +66,14 @@ class Recovery:
                 # Its results were purged: it will publish no others.
                 dead[agent] = ("silent", "its result file is gone")
         return dead
+
+    def _ended(self, agent: str) -> tuple[str, str]:
+        """What the end of its process is evidence of: a client has run nothing."""
+        return ("silent", "it has ended") if self._is_client(agent) else ("dead", "dead")
+
+    def _is_client(self, agent: str) -> bool:
+        described = self._observer.described(agent) or {}
+        return bool(described.get("place") == presence.CLIENT)
 
     def _told_of_jobs(self, present: Iterable[Presence]) -> dict[str, tuple[str, str] | None]:
         """Agents of queue jobs that are known: if these are over, the evidence and its text."""
@@ -91,8 +99,12 @@ class Recovery:
         return self._owners() - {one.agent for one in present}
 
     def others_hold_rows(self) -> bool:
-        """Rows are held by agents that may be dead: somebody must stay and find out."""
-        return bool(self._owners())
+        """Rows are held by agents that may be dead: somebody must stay and find out.
+
+        What a client has put off is nothing to stay for, as long as that is heard of.
+        """
+        heard = (self._is_client(agent) and self._observer.hears(agent) for agent in self._owners())
+        return not all(heard)
 
     def _owners(self) -> set[str]:
         """Other agents that hold rows, by the logs that this agent has read."""
