@@ -26,7 +26,7 @@ import fsbroker.client.deferral
 from fsbroker import ClusterExecutor
 vars(fsbroker.client.deferral).update({settings})
 executor = ClusterExecutor(
-    {spool!r}, backend="local", max_workers=1, idle_timeout=0.2, trust=[{friend!r}]
+    {spool!r}, backend="local", max_workers=1, idle_timeout=0.2, trust={friends!r}
 )
 future = executor.submit(slow, 1, {marks!r})
 other = executor.submit(str, future)
@@ -38,8 +38,10 @@ sys.stdin.readline()
 print(json.dumps([future.result(60), other.result(60)]), flush=True)
 executor.shutdown()
 """
+ALONE = WAITER.replace("executor.submit(str, future)", "future")
+"""Nothing depends on the call: no agent is there, nor comes, for anything else."""
 NEVER = 1e9
-PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | {"text": True}
 
 
 class Pair:
@@ -62,11 +64,18 @@ class Pair:
             time.sleep(0.01)
         return process
 
-    def waiter(self, **settings):
+    def waiter(self, text=WAITER, **settings):
         """Its process, once its calls have been put off."""
-        process, put_off = self.start(self.lab.c, WAITER, settings=settings, friend=self.lab.b.name)
-        assert json.loads(put_off) == {"put-off": 1, "waiting": 1}
+        friends = [self.lab.b.name]
+        process, states = self.start(self.lab.c, text, settings=settings, friends=friends)
+        assert json.loads(states) == {"put-off": 1} | (
+            {} if "other = future" in text else {"waiting": 1}
+        )
         return process
+
+    def states_of(self, user):
+        found = json.loads(self.lab.cli(user, "status", "--json").out)["tasks"]
+        return {state: count for state, count in found.items() if count}
 
     def end(self, process):
         """What the waiter gets."""
@@ -90,9 +99,12 @@ found = told[0] and told[0]["pid"]
             pass
         return pid
 
+    def plain_value_of(self, user):
+        return json.dumps({"by": user.uid, "n": 1})
+
     def value_of(self, user):
         value = {"by": user.uid, "n": 1}
-        return f'[{{"by": {user.uid}, "n": 1}}, "{value}"]\n'
+        return f'[{self.plain_value_of(user)}, "{value}"]\n'
 
 
 @pytest.fixture
@@ -108,6 +120,9 @@ def test_one_key_of_two_users_runs_once(pair, lab):
     first.stdin.close()
     assert first.wait(30) == 0
     assert (len(pair.runs_of(lab.b)), pair.runs_of(lab.c)) == (1, [])
+    assert pair.states_of(lab.c) == {"done": 2}
+    own = json.loads(lab.cli(lab.c, "cache", "ls", "--json", "--user", lab.c.name).out)
+    assert sorted(one["through"] for one in own) == [[], [lab.b.name]]
 
 
 def test_the_waiter_runs_it_when_the_agent_is_killed(pair, lab):
@@ -143,23 +158,116 @@ def test_the_waiter_runs_what_was_cancelled(pair, lab):
 
 def test_the_waiter_runs_what_no_agent_takes(pair, lab):
     pair.first(backend="none")
-    waiter = pair.waiter(UNTAKEN=0.5)
+    waiter = pair.waiter(text=ALONE, UNTAKEN=0.5)
+    (lab.marks / "wait").unlink()
+    assert pair.end(waiter) == f"[{pair.plain_value_of(lab.c)}, {pair.plain_value_of(lab.c)}]\n"
+
+
+def test_the_waiter_runs_what_has_failed(pair, lab):
+    first, waiter = pair.first(), pair.waiter()
+    (lab.marks / f"fail.{lab.b.uid}").touch()
     (lab.marks / "wait").unlink()
     assert pair.end(waiter) == pair.value_of(lab.c)
+    first.kill()
 
 
-def test_what_is_put_off_is_in_the_spool_when_the_interpreter_ends(pair, lab):
+def test_agents_run_what_is_put_off_when_the_interpreter_ends(pair, lab):
+    pair.first(backend="none")
+    process = pair.waiter(text=ALONE.partition("sys.stdin")[0])
+    (lab.marks / "wait").unlink()
+    assert process.wait(30) == 0
+    assert lab.cli(lab.c, "wait", "--timeout", "60s").code == 0
+    assert len(pair.runs_of(lab.c)) == 1
+
+
+# -- the waiter's end ------------------------------------------------------------------------
+
+HEIR = """
+from fsbroker.agent.session import AgentSession
+from fsbroker.environment import environment
+heir = AgentSession(open_spool(spool), environment(), {}, {}, lease=0.5)
+heir.join()
+heir.live.poll()
+while not heir.claim(lambda live, ready: 0, thorough=True) and not heir.recover():
+    heir.beat()
+    time.sleep(0.01)
+heir.leave()
+"""
+
+
+def test_a_later_agent_runs_it_when_the_waiter_is_killed(pair, lab):
+    """And a new client, who trusts nobody, finds its row."""
+    pair.first(backend="none")
+    waiter = pair.waiter(UNTAKEN=NEVER)
+    waiter.kill()
+    waiter.wait()
+    assert pair.states_of(lab.c) == {"put-off": 1, "waiting": 1}
+    (lab.marks / "wait").unlink()
+    again, _ = pair.start(lab.c, WAITER, settings={}, friends=())
+    assert pair.end(again) == pair.value_of(lab.c)
+    assert len(pair.runs_of(lab.c)) == 1
+    assert pair.states_of(lab.c) == {"done": 2}
+
+
+def test_agents_take_it_from_a_waiter_that_is_silent(pair, lab):
+    """He finds out when he is back, and ends like any other client."""
+    pair.first(backend="none")
+    waiter = pair.waiter(UNTAKEN=NEVER)
+    waiter.send_signal(signal.SIGSTOP)
+    assert lab.attempt(lab.c, HEIR) == {"found": None}
+    assert pair.states_of(lab.c) == {"ready": 1, "waiting": 1}
+    (lab.marks / "wait").unlink()
+    waiter.send_signal(signal.SIGCONT)
+    assert pair.end(waiter) == pair.value_of(lab.c)
+    assert len(pair.runs_of(lab.c)) == 1
+
+
+# -- what else one may do with it ------------------------------------------------------------
+
+
+def test_a_put_off_call_can_be_explained_and_cancelled(pair, lab):
+    pair.first(backend="none")
+    waiter = pair.waiter(UNTAKEN=NEVER)
+    (put_off,) = json.loads(lab.cli(lab.c, "tasks", "--json", "--state", "put-off").out)
+    told = lab.cli(lab.c, "explain", put_off["key"]).out
+    assert f"{lab.b.name} was computing it" in told
+    assert f"(pid {waiter.pid}, alive) finds out" in told
+    assert f"put off by client {put_off['agent']}" in told
+    assert "is put-off" in lab.cli(lab.c, "retry", put_off["key"]).out
+    assert "asked client" in lab.cli(lab.c, "cancel", put_off["key"]).out
+    waiter.stdin.close()
+    assert "TaskCancelled" in waiter.stderr.read()
+    assert pair.states_of(lab.c) == {"cancelled": 1, "failed": 1}
+    assert pair.runs_of(lab.c) == []
+
+
+def test_its_future_can_be_cancelled(pair, lab):
     pair.first(backend="none")
     text = WAITER.partition("sys.stdin")[0]
-    process, put_off = pair.start(lab.c, text, settings={}, friend=lab.b.name)
-    assert json.loads(put_off) == {"put-off": 1, "waiting": 1}
-    assert process.wait(30) == 0
-    names = [path.stem for path in (lab.area(lab.c) / "tasks").iterdir()]
-    assert sum(int(name.split("-")[5]) for name in names) == 2
+    text += "print(json.dumps([future.running(), future.cancel(), future.cancelled()]))\n"
+    waiter = pair.waiter(text=text, UNTAKEN=NEVER)
+    assert waiter.stdout.readline() == "[false, true, true]\n"
+    assert waiter.wait(30) == 0
+    assert pair.states_of(lab.c)["cancelled"] == 1
+
+
+def test_who_is_put_off_is_nobody_to_wait_for(pair, lab):
+    """Two who wait for a third would wait for each other when he is gone."""
+    first = pair.first()
+    friends = [one.name for one in (lab.a, lab.b, lab.c)]
+    started = [pair.start(one, WAITER, settings={}, friends=friends) for one in (lab.a, lab.c)]
+    # The second one finds the dependent call with the first one, too.
+    assert [json.loads(states).get("put-off") for _, states in started] == [1, 2]
+    pid = pair.agent_of(lab.b)
+    first.kill()
+    os.kill(pid, signal.SIGKILL)
+    (lab.marks / "wait").unlink()
+    ends = {pair.end(waiter) for waiter, _ in started}
+    assert ends <= {pair.value_of(lab.a), pair.value_of(lab.c)}
 
 
 def test_who_trusts_nobody_or_plain_data_only_does_not_wait(pair, lab):
     pair.first(backend="none")
     text = WAITER.partition("sys.stdin")[0]
-    _, put_off = pair.start(lab.c, text, settings={}, friend=f"{lab.b.name}:plain")
+    _, put_off = pair.start(lab.c, text, settings={}, friends=[f"{lab.b.name}:plain"])
     assert json.loads(put_off) == {"ready": 1, "waiting": 1}

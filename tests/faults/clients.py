@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
+from unittest import mock
 
 from fsbroker.executor import ClusterExecutor
 from fsbroker.spool.spool import open_spool
-from tests.faults.parts import agent, run_claim, want
+from tests.faults.parts import Everybody, agent, run_claim, want
 from tests.faults.tasks import task, value_of
 
 
@@ -33,6 +34,23 @@ def submit(executor: ClusterExecutor, journal: str, prefix: str, count: int) -> 
         inputs = [futures[-1]] if futures and number >= count - count // 3 else []
         futures.append(executor.submit(task, journal, f"{prefix}{number}", 0.0, *inputs))
     return futures
+
+
+def putter(arguments: Sequence[str]) -> int:
+    """Put tasks off, cancel the last one, and give the others back."""
+    spool, journal, prefix, count = arguments
+    others = Everybody(open_spool(spool))
+    with (
+        mock.patch("fsbroker.executor._deferral", return_value=others),
+        mock.patch("fsbroker.client.loop.CHECK_EVERY", 0.05),
+        ClusterExecutor(spool, backend="none") as executor,
+    ):
+        futures = submit(executor, journal, prefix, int(count))
+        executor._loop.flush(60)
+        print(futures[-1].cancel(), flush=True)
+        others.gone = True
+        print(futures[0].result(60))
+    return 0
 
 
 def chaos(arguments: Sequence[str]) -> int:

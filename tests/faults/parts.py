@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from fsbroker.agent.session import AgentSession
+from fsbroker.agent.session import AgentSession, without_workers
+from fsbroker.client.deferral import Deferral
 from fsbroker.client.session import ClientSession, Lane
+from fsbroker.spool import presence
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Stem
+from fsbroker.spool.neighbours import Neighbours
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
 from fsbroker.spool.taskfile import Arguments, FunctionEntry, Limits, TaskRow
+from fsbroker.spool.trust import Trusted
 from fsbroker.task import Dependency, Encoding, Outcome, Status, Value
 
 ENVIRONMENT = "cpython3"
@@ -99,6 +103,19 @@ def found_in(results) -> dict[bytes, tuple[int, bytes]]:
                 one.value.data,
             )
     return found
+
+
+class Everybody(Deferral):
+    """Others compute everything, so that all is put off; until they are gone."""
+
+    gone = False
+
+    def __init__(self, spool: Spool) -> None:
+        nobody = Neighbours(spool, Trusted([]))
+        super().__init__(nobody, lambda: without_workers(spool, presence.CLIENT))
+
+    def pending(self, keys: Iterable[bytes]) -> dict[bytes, str]:
+        return {} if self.gone else dict.fromkeys(keys, "everybody")
 
 
 class LyingFiles(Files):

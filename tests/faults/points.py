@@ -62,6 +62,15 @@ ALIAS = _around("alias record", "symlink", _LOG, "^alias ")
 
 CANCEL = _around("cancel record", "symlink", _LOG, "^cancel ")
 
+HOLD = [
+    *_around("claim of what is put off", "symlink", _LOG, "^claim "),
+    *_around("link of a task file that is put off", "link", "/tasks/"),
+    *_around("link of a result that was taken over", "link", "/results/"),
+    *_around("release of what was put off", "symlink", _LOG, "^release "),
+    *_around("seal of its holder", "symlink", "/results/", "^seal "),
+]
+"""A client that puts calls off, and gives them back."""
+
 AGENT = [
     *_around("mkdir of the stream", "mkdir", "/results/"),
     *_around("sync of the new stream", "sync_directory", "/results$"),

@@ -52,7 +52,11 @@ SCENARIOS = {
     ),
     2: Scenario(
         "client killed at every call of submit",
-        (f"{KILLS}::test_client", f"{CALLS}::test_a_client_whose_file_calls_fail"),
+        (
+            f"{KILLS}::test_client",
+            f"{KILLS}::test_client_that_puts_off",
+            f"{CALLS}::test_a_client_whose_file_calls_fail",
+        ),
     ),
     3: Scenario(
         "power loss at every step of publish",

@@ -18,7 +18,7 @@ from fsbroker.spool.live import LiveFiles
 from fsbroker.spool.log import Retired
 from fsbroker.task import Status
 from tests.faults.audit import outcomes, task_rows
-from tests.faults.parts import LANE, agent, client, key_of, row, run_claim, want
+from tests.faults.parts import LANE, NOTHING, agent, client, key_of, row, run_claim, want
 
 NAMES = ("a", "b", "c")
 KEYS = [key_of(name) for name in NAMES]
@@ -91,6 +91,26 @@ class Recovery(Story):
         self._work(heir, session)
         heir.tidy()
         self._leave(heir)
+
+
+class Holding(Story):
+    """A client holds rows whose outcomes may come from elsewhere: one does, the others do not."""
+
+    def _use(self, spool):
+        session = client(spool)
+        holder = agent(spool)
+        lane = LANE._replace(holder=holder)
+        session.publish(lane, [row("a"), row("b"), row("c", "a")], KEYS)
+        self.promised += [("accepted", key) for key in KEYS]
+        ((stem, _),) = holder.holdings.held.items()
+        live = holder.holdings.claimed[stem]
+        holder.publish([holder.holdings.outcome(live, 0, Status.DONE, NOTHING)])
+        holder.holdings.release(live, [1, 2], "nobody else will end it")
+        self._leave(holder)
+        one = agent(spool)
+        self._work(one, session)
+        one.tidy()
+        self._leave(one)
 
 
 class Packing(Story):

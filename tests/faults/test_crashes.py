@@ -18,15 +18,16 @@ import pytest
 from fsbroker.spool import packs, tiers
 from fsbroker.spool import spool as spools
 from tests.faults import crashes
-from tests.faults.stories import Collecting, Packing, Recovery, Story, inspect
+from tests.faults.stories import Collecting, Holding, Packing, Recovery, Story, inspect
 
 STORIES = {
     "publish, claim, end": Story,
     "recovery": Recovery,
+    "holding": Holding,
     "packing": Packing,
     "gc": Collecting,
 }
-EVERY = {"publish, claim, end": 4, "recovery": 9, "packing": 66, "gc": 40}
+EVERY = {"publish, claim, end": 4, "recovery": 9, "holding": 9, "packing": 66, "gc": 40}
 """Prefixes of the calls in a short run: one in so many."""
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 

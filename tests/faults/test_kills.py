@@ -128,6 +128,19 @@ def test_client(batches, processes):
     batches.finish(exact=True)  # found again where they were there, made anew where not
 
 
+def test_client_that_puts_off(batches, processes, long):
+    """Agents take what it held; nobody takes what it ended."""
+    for number, point in enumerate(points.HOLD if long else points.HOLD[1::2]):
+        prefix = prefix_of(number)
+        putter = processes.start(
+            "putter", str(processes.spool), processes.journal, prefix, str(COUNT), point=point
+        )
+        processes.dies_at(point, putter)
+        batches.submit(prefix)
+        print("killed", point.name)
+    batches.finish(exact=True)
+
+
 @pytest.mark.parametrize("point", points.ALIAS, ids=lambda point: point.name)
 def test_client_that_finds_its_rows_elsewhere(batches, processes, point):
     pause = str(processes.folder / "pause")

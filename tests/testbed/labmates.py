@@ -36,6 +36,8 @@ def slow(n, marks):
         pass
     while os.path.exists(f"{marks}/wait"):
         time.sleep(0.01)
+    if os.path.exists(f"{marks}/fail.{os.getuid()}"):
+        raise ValueError(n)
     return {"by": os.getuid(), "n": n}
 
 
