@@ -96,12 +96,9 @@ def _publish(
     size = (len(rows), len(waiting))
     stem = Stem(lane.priority, born, made.token, lane.shape, lane.environment, *size)
     agent.bring(stem, made, waiting)
-    agent.publish(
-        [
-            _outcome(spool, str(stem), place, *both)
-            for place, both in enumerate(zip(rows, part, strict=True))
-        ]
-    )
+    # What is not ours, after a power loss or as we slept, others run.
+    held = sorted(agent.holdings.held.get(str(stem), ()))
+    agent.publish([_outcome(spool, str(stem), place, rows[place], part[place]) for place in held])
 
 
 def _row(spool: Spool, one: Finished, entries: dict[bytes, FunctionEntry], again: int) -> TaskRow:

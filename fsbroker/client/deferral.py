@@ -98,7 +98,8 @@ class Deferral:
         assert self._holder is not None
         self._unsure.add(str(stem))  # after an error it may be there all the same
         self._holder.bring(stem, made, waiting)
-        self._unsure.discard(str(stem))
+        if self._holder.holdings.held.get(str(stem)):
+            self._unsure.discard(str(stem))
 
     # -- what became of it ---------------------------------------------------------------
 
@@ -183,15 +184,17 @@ class Deferral:
                 ended = self._cancel(self._holder, stem, rows)
             except Sealed:
                 self._forget()
+            except (OSError, SpoolError):
+                pass  # the next look publishes it; until then nobody is to rest on it
         return ended
 
     def _cancel(self, holder: AgentSession, stem: str, rows: Iterable[int]) -> set[int]:
+        holder.publisher.publish_own()  # else a row that is to end with a value has two ends
         held = holder.holdings.held.get(stem, set())
         wanted = {row for row in rows if row in held and (stem, row) not in self._due}
         if wanted:
-            with suppress(OSError, SpoolError):  # the next look publishes it
-                holder.cancelling.end_held(stem, sorted(wanted))
-                self._leave_without_rows(holder)
+            holder.cancelling.end_held(stem, sorted(wanted))
+            self._leave_without_rows(holder)
         return wanted
 
     def end(self) -> None:

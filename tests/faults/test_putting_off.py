@@ -17,6 +17,7 @@ from fsbroker.spool import presence, streams
 from fsbroker.spool.index import Results
 from fsbroker.spool.spool import create
 from fsbroker.task import Status
+from tests.faults.audit import outcomes
 from tests.faults.parts import (
     ENVIRONMENT,
     LANE,
@@ -73,6 +74,7 @@ class Put:
                 heir.beat()
 
     def found(self):
+        outcomes(self.real)  # no row has two
         return found_in(Results(self.real.files, self.real.area))
 
     def present(self):
@@ -173,17 +175,51 @@ def test_what_may_have_been_given_back_is_not_ended_here(put):
 def test_an_end_that_could_not_be_published_is_published_later(put):
     stem = put.publish()
     put.files.before["write_new"] = [IO_ERROR]
-    assert put.others.cancel(stem, [0]) == {0}
+    assert put.others.cancel(stem, [0]) == set()
     assert put.found() == {}
     assert put.look() == {SHAPE}
     assert put.found()[key_of("a")][0] == Status.CANCELLED
     assert put.taken_by(put.agent()) == []  # the second one waits for the first
 
 
+def test_a_row_has_one_end_whatever_failed_before(put):
+    stem = put.publish("a")
+    put.files.before["write_new"] = [IO_ERROR, IO_ERROR]
+    assert put.others.cancel(stem, [0]) == put.others.cancel(stem, [0]) == set()
+    put.others.look()
+    assert len(put.found()) == 1
+
+
+def test_a_file_whose_rows_could_not_be_claimed_is_not_published(put):
+    put.files.before["symlink"] = [IO_ERROR]
+    with pytest.raises(OSError, match="A record could not be written"):
+        put.publish()
+    assert put.real.files.names(put.real.area.tasks) == []
+
+
+def test_who_sleeps_while_publishing_finds_his_rows_gone(put):
+    """An agent has run them, and put the file away: the client looks for their outcomes."""
+    link, heirs = put.files.link, []
+
+    def sleep(source, path):
+        link(source, path)
+        if "/tasks/" in path:
+            heirs.append(put.agent())
+            put.recovered_by(heirs[0])
+            put.taken_by(heirs[0])
+            heirs[0].tidy()
+
+    with mock.patch.object(put.files, "link", sleep):
+        put.publish("a")
+    assert put.others.look() == set()
+    found = [ticket for _ in range(3) for ticket, _ in put.session.check().elsewhere]
+    assert found == [key_of("a")]
+
+
 def test_an_end_that_may_have_been_published_is_not_given_back(put):
     stem = put.publish("a")
     put.files.after["sync_directory"] = [None, IO_ERROR, IO_ERROR]  # of the log, the stream twice
-    assert put.others.cancel(stem, [0]) == {0}
+    assert put.others.cancel(stem, [0]) == set()
     put.others.end()
     heir = put.agent()
     assert put.taken_by(heir) == []

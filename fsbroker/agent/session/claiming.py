@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from fsbroker.agent.session.holdings import Claim, Holdings, Row
 from fsbroker.agent.session.turns import Turns
-from fsbroker.errors import TaskLost
 from fsbroker.spool.container import Image
 from fsbroker.spool.layout import Stem
 from fsbroker.spool.live import LiveFile, give_birth
-from fsbroker.spool.log import Fold, Kind, Log, State
+from fsbroker.spool.log import Fold, Kind, Log, State, ranges_of
 
 LONGEST_CHAIN = 256
 """Rows that may be claimed before their inputs exist, because the claimer makes these."""
@@ -141,15 +141,16 @@ def bring(holdings: Holdings, stem: Stem, made: Image, waiting: Sequence[int]) -
     If this agent dies before it publishes, they are recovered like all others.
     """
     files, area, durable = holdings.spool
-    everything = ((0, stem.rows),)
     files.mkdir(area.log(str(stem)))
     log = Log(files, area, str(stem), Fold(stem.rows, waiting))
-    log.append(Kind.CLAIM, holdings.agent, everything)
+    if not log.append(Kind.CLAIM, holdings.agent, ((0, stem.rows),)):
+        raise OSError(errno.EIO, "A record could not be written", log.path)  # nobody else does
     give_birth(files, area, stem, made, durable=durable)
     holdings.live.poll(afresh=True)
     live = holdings.live.get(str(stem))
     if live is None:
-        raise TaskLost("A task file vanished as it was published", str(stem))
-    live.log.refresh()
-    live.log.unsynced = True
-    holdings.note_owned(live, everything)
+        return  # this agent was taken for dead, and others have ended its rows
+    with holdings.reading(live):
+        live.log.refresh()
+        live.log.unsynced = True
+        holdings.note_owned(live, ranges_of(live.log.fold.owned_by(holdings.agent)))
