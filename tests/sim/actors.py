@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import groupby
 from typing import TYPE_CHECKING, NamedTuple
 
 from fsbroker.agent.session import AgentSession, Claim
 from fsbroker.client.again import Again
+from fsbroker.client.deferral import Deferral
 from fsbroker.client.delivery import UNREADABLE
 from fsbroker.client.history import History
-from fsbroker.client.session import ClientSession, Ended
+from fsbroker.client.session import ClientSession, Ended, Lane
 from fsbroker.errors import SpoolError, TaskLost
-from fsbroker.spool import gc
+from fsbroker.spool import gc, presence
 from fsbroker.spool.index import Found
 from fsbroker.spool.layout import Area, area_of
 from fsbroker.spool.live import LiveFile
@@ -291,12 +293,12 @@ class Client:
         self.cancels = {world.job_keys[number] for number in cancels}
         spool = world.spool(actor.files)
         trusted = world.trusted(actor.files.uid)
+        others = Neighbours(spool, trusted) if trusted else None
         self.session: ClientSession[Ticket] = ClientSession(
-            spool,
-            lambda ticket: ticket.key,
-            self._moved,
-            Neighbours(spool, trusted) if trusted else None,
+            spool, lambda ticket: ticket.key, self._moved, others
         )
+        self.deferral = Deferral(others, self._hold) if others else None
+        self.pending: dict[bytes, str] = {}
         self.open: dict[Ticket, tuple[str, int] | None] = {}
         self.status: dict[bytes, Status] = {}
         self.unread: list[tuple[Ticket, bool]] = []
@@ -315,6 +317,14 @@ class Client:
                 busy = False
             nap = 0.01 if busy else min(4 * nap, LONGEST_NAP)
             self.world.sleep(self.actor, nap)
+        if self.deferral is not None:
+            self.deferral.end()
+
+    def _hold(self) -> AgentSession:
+        """As `agent.session.without_workers`."""
+        described = {**self.world.described(self.actor), "place": presence.CLIENT}
+        spool = self.world.spool(self.actor.files)
+        return AgentSession(spool, ENVIRONMENT, {"host": self.actor.host.name}, described)
 
     def _round(self, rounds: int) -> bool:
         chance = self.world.chance
@@ -328,6 +338,8 @@ class Client:
         for ended in self.session.poll(deep=chance.random() < 0.1):
             self._read(ended)
             busy = True
+        if self.deferral is not None and chance.random() < 0.5:
+            self.deferral.look()
         if rounds % 7 == 0:
             self._check()
         self._read_again()
@@ -362,10 +374,21 @@ class Client:
         if rows:
             lag = 2 * TICK if self.actor.files.host.mount.ticks else 0.0
             self.truth.makes([row.key for row in rows], known, lag)
-            stem = self.session.publish(self.world.lane(), rows, tickets)
-            self.truth.accept(stem)
-            for number, ticket in enumerate(tickets):
-                self.open.setdefault(ticket, (stem, number))  # unless it was moved at once
+            for lane, part in groupby(zip(rows, tickets, strict=True), self._lane):
+                self._publish(lane, *zip(*part, strict=True))
+
+    def _publish(self, lane: Lane, rows: Sequence[TaskRow], tickets: Sequence[Ticket]) -> None:
+        stem = self.session.publish(lane, rows, tickets)
+        self.truth.accept(stem)
+        for number, ticket in enumerate(tickets):
+            self.open.setdefault(ticket, (stem, number))  # unless it was moved at once
+
+    def _lane(self, item: tuple[TaskRow, Ticket]) -> Lane:
+        """Rows that somebody else has computed are put off."""
+        lane, user = self.world.lane(), self.pending.get(item[0].key)
+        if user is None or self.deferral is None:
+            return lane
+        return self.deferral.lane(lane, user)
 
     def _adopted(
         self, jobs: list[Job], outcomes: Mapping[bytes, Found], running: Container[bytes]
@@ -375,6 +398,7 @@ class Client:
         wanted = {
             job.key: job.key for job in jobs if job.key not in done and job.key not in running
         }
+        self.pending = self.deferral.pending(wanted) if self.deferral is not None else {}
         offered, refusals = self.truth.offered(wanted), self.world.refusals
         with suppress(*TROUBLE):  # they are computed here, then
             found = self.session.adopt(wanted)
@@ -485,7 +509,8 @@ class Client:
             if place is None or ticket.key not in self.cancels:
                 continue
             self.cancels.discard(ticket.key)
-            if self.session.cancel(*place):
+            ended = self.deferral.cancel(place[0], [place[1]]) if self.deferral is not None else ()
+            if ended or self.session.cancel(*place):
                 self.world.note(self.actor, f"cancelled {place}")
                 self.truth.tell_cancelled(place)
             return

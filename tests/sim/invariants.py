@@ -115,6 +115,7 @@ class Truth:
         gone: outcomes that it removed.
         wanted: the lowest round whose failure may reach a ticket.
         never: rows that a client was told will never run.
+        early: claims of rows whose task file is to come.
         neighbours: what holds in the areas of users who are trusted; adopted: values that were
             taken over from there.
     """
@@ -122,6 +123,7 @@ class Truth:
     def __init__(self, disk: ModelDisk, area: Area, clock: Clock) -> None:
         self.neighbours: list[Truth] = []
         self.adopted: dict[bytes, set[bytes]] = {}
+        self.early: dict[str, Node] = {}
         self.disk = disk
         self.clock = clock
         self.area = area
@@ -178,6 +180,8 @@ class Truth:
         if self.area.log(stem) not in self.disk.directories:
             raise Violation(f"task file {stem} was linked without a log")
         self._register(stem, node)
+        if early := self.early.pop(stem, None):
+            self._fold(stem, self.folds[stem], early)
 
     def _register(self, stem: str, node: Node) -> None:
         if stem not in self.tasks:
@@ -198,6 +202,9 @@ class Truth:
         if not stem or number is None:
             return
         fold = self.folds.get(stem)
+        if fold is None and number == 0:
+            self._note_early(stem, node)
+            return
         if fold is None:
             raise Violation(f"a record in the log of {stem}, which is no task file")
         if number != fold.next:
@@ -207,6 +214,13 @@ class Truth:
         log = self.disk.directories[self.area.log(stem)].entries
         while (later := log.get(f"{fold.next:08d}")) is not None:
             self._fold(stem, fold, later)
+
+    def _note_early(self, stem: str, node: Node) -> None:
+        """The claim of rows whose task file is to come: of what is put off."""
+        record = parse(str(node.data))
+        if record is None or record.kind is not Kind.CLAIM:
+            raise Violation(f"{node.data!r} in the log of {stem}, which is no task file")
+        self.early[stem] = node
 
     def _fold(self, stem: str, fold: Fold, node: Node) -> None:
         """Apply the next record, and judge it."""
@@ -290,7 +304,9 @@ class Truth:
         needs = self.tasks[row[0]].needs[row[1]]
         self._note(row, made, path)
         made.agent = agent
-        if made.status == Status.DONE and any(need not in self.ended_keys for need in needs):
+        if made.status == Status.DONE and made.text not in self.executions.get(made.key, ()):
+            self._check_adopted(made)  # in the place of what was put off
+        elif made.status == Status.DONE and any(need not in self.ended_keys for need in needs):
             raise Violation(f"the outcome of {row} was published before those of its inputs")
 
     def _check_adopted(self, made: Published) -> None:
@@ -437,7 +453,10 @@ class Truth:
     def tell_cancelled(self, row: Row) -> None:
         """A client was told that a row will never run."""
         stem, number = row
-        if number not in self.folds[stem].cancelled:
+        ended = self.outcomes.get(row)
+        if number not in self.folds[stem].cancelled and not (
+            ended and ended.status == Status.CANCELLED
+        ):
             raise Violation(f"a client was told that {row} is cancelled, and its log is not")
         self.never.add(row)
 
