@@ -1,5 +1,6 @@
 """Birth and end of task files: every step may be the last, and anybody goes on (rule 5)."""
 
+import errno
 import os
 
 import pytest
@@ -201,6 +202,18 @@ def lane():
     from tests.faults.parts import LANE
 
     return LANE
+
+
+def test_who_is_told_of_a_cancellation_has_made_it_durable(spool):
+    """Its record may be that of a client whose sync has failed."""
+    stem = submit(spool, [row("a")])
+    files, liar = lying(spool)
+    files.after["sync_directory"] = [OSError(errno.EIO, "no answer")]
+    with pytest.raises(OSError, match="no answer"):
+        client(liar).cancel_rows(stem, [0])
+    files, liar = lying(spool)
+    assert client(liar).cancel_rows(stem, [0]) == {0}
+    assert ("sync_directory", spool.area.log(stem)) in files.calls
 
 
 def test_an_unwanted_outcome_is_not_published_twice(spool):

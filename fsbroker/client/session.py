@@ -462,6 +462,7 @@ class ClientSession(Generic[Ticket]):
                     log.refresh()
                     left = self._open_of(log, left)
             if self._durable:
+                log.unsynced = True  # a record of somebody else may not be durable yet
                 log.sync()
         except (Retired, FileNotFoundError):
             return set()
