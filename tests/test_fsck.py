@@ -300,6 +300,11 @@ def test_a_task_file_that_is_being_born_is_not_taken_for_lost(hand):
     stem = hand.submit("one")
     os.unlink(f"{hand.root}/{hand.area.task_file(stem)}")  # as before its link
     assert faults(hand) == {}
+    claimed = hand.submit("other", "third")
+    hand.claim(hand.agent())  # all of it, as who puts it off, or imports it
+    os.unlink(f"{hand.root}/{hand.area.task_file(claimed)}")
+    assert hand.files.names(hand.area.log(claimed)) == ["00000000"]
+    assert faults(hand) == {}
 
 
 def test_results_that_are_gone_are_listed_by_key(hand, shell):

@@ -382,9 +382,19 @@ class _Check:
                 known = stem in live or stem in self.sound.archived
                 if known or self._is_bad(stem) or not self._exists(path):
                     continue
-                # A client makes the log before it links the task file.
-                if self._names(path) or age(path) > DAY:
+                if age(path) > DAY or not self._may_be_unborn(stem):
                     self._add(Kind.NO_TASKS, path, _lost_rows(stem), subject=stem)
+
+    def _may_be_unborn(self, stem: str) -> bool:
+        """A client makes the log, and may claim all rows, before it links the task file."""
+        name, first = parse_stem(stem), self._area.record(stem, 0)
+        names = self._names(self._area.log(stem))
+        if names != [first.rpartition("/")[2]]:
+            return not names
+        with suppress(OSError):
+            record = parse(self._files.readlink(first))
+            return bool(name and record and record.rows == ((0, name.rows),))
+        return False
 
     def _is_bad(self, stem: str) -> bool:
         return self._area.task_file(stem) in self._bad
