@@ -73,7 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.expect not in ("", environment()):
         return _mismatch(options)
     # Only now what an interpreter that is not the right one may not have.
-    from fsbroker.agent.loop import Agent, Plan
+    from fsbroker.agent.loop import Agent
+    from fsbroker.agent.loop.plan import Plan
 
     allocation = current(options.time, whole=options.whole)
     if options.cores and options.whole:

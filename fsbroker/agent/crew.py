@@ -19,7 +19,7 @@ from fsbroker.agent.processes import Settings
 from fsbroker.agent.slots import Slot, Slots
 from fsbroker.agent.workers import SerialWorker
 from fsbroker.errors import FsbrokerError
-from fsbroker.needs import Shape, parse_shape
+from fsbroker.needs import Allowance, Shape, parse_shape
 from fsbroker.spool.live import LiveFile
 from fsbroker.spool.log import ranges_of
 from fsbroker.spool.streams import Bulk
@@ -270,6 +270,7 @@ class Crew:
         first: the least number that a worker of this agent has.
 
     Attributes:
+        slots: what they may hold.
         limit: workers that may be busy at once; 0: as many as fit.
     """
 
@@ -280,18 +281,24 @@ class Crew:
         selector: selectors.BaseSelector,
         first: int = 0,
     ) -> None:
-        self._slots = slots
         self._selector = selector
         self._make = make
         self._first = first
         self._relays: dict[str, Relay] = {}
+        self.slots = slots
         self.limit = 0
         self.members: list[Member] = []
+
+    def allow(self, allowed: Allowance) -> None:
+        """From now on it may use this."""
+        if allowed.cores:
+            self.slots.resize(allowed.cores)
+        self.limit = allowed.workers
 
     def room(self, shape: Shape) -> int:
         """How many more workers of this shape could be busy, if idle ones of others gave way."""
         idle = [one.slot for one in self.members if one.is_idle()]
-        found = self._slots.room(shape, idle)
+        found = self.slots.room(shape, idle)
         busy = len(self.members) - len(idle)
         return min(found, max(0, self.limit - busy)) if self.limit else found
 
@@ -312,9 +319,9 @@ class Crew:
                 return member
         while self.limit and len(self.members) >= self.limit:
             self._evict()
-        slot = self._slots.take(kind.shape)
+        slot = self.slots.take(kind.shape)
         while slot is None and self._evict():
-            slot = self._slots.take(kind.shape)
+            slot = self.slots.take(kind.shape)
         return self._start(slot, kind) if slot is not None else None
 
     def _evict(self) -> bool:
@@ -334,7 +341,7 @@ class Crew:
         try:
             worker = self._worker(settings, slot.shape.cores)
         except (FsbrokerError, OSError):
-            self._slots.give_back(slot)
+            self.slots.give_back(slot)
             raise
         member = Member(worker, slot, kind)
         self.members.append(member)
@@ -351,7 +358,7 @@ class Crew:
             self._selector.unregister(member.worker)
         member.worker.close()
         self.members.remove(member)
-        self._slots.give_back(member.slot)
+        self.slots.give_back(member.slot)
 
     def busy(self) -> bool:
         return any(member.rows_left() for member in self.members)

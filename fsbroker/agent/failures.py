@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from fsbroker import pickling
-from fsbroker.errors import CodeChanged, TaskError
+from fsbroker.errors import CodeChanged, FsbrokerError, TaskError
 from fsbroker.spool.jobs import Cause
 from fsbroker.task import Encoding, Payload
 
@@ -53,6 +53,11 @@ def given_up(attempts: int, retries: int, history: Sequence[str]) -> dict[str, s
         "message": f"{what}: {'; '.join(history)}",
         "traceback": "",
     }
+
+
+def brief(error: FsbrokerError) -> dict[str, str]:
+    """What to show of an error that no task has raised: it has no traceback."""
+    return {"type": type(error).__name__, "message": str(error), "traceback": ""}
 
 
 def describe(error: BaseException, where: str) -> Failure:

@@ -44,6 +44,6 @@ class Leash:
         *lines, self._text = self._text.split(b"\n")
         return [Allowance.parse(line) for line in lines]
 
-    def is_orphan(self) -> bool:
+    def is_let_go(self) -> bool:
         """A child that the client forked may hold the line open: who the parent is, tells too."""
-        return os.getppid() != self._parent
+        return self.cut or os.getppid() != self._parent

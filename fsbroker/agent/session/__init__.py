@@ -2,7 +2,7 @@
 
     join -> (beat, recover, claim, publish, resolve, tidy)* -> leave
 
-The loop around it (`agent/loop.py`) feeds workers with what `claim` returns and hands their
+The loop around it (`agent/loop`) feeds workers with what `claim` returns and hands their
 outcomes to `publish`. The simulation drives the same object without workers.
 
 Where it is done, each module importing from those below it only:
