@@ -11,6 +11,7 @@ import pytest
 
 from fsbroker.agent import allocation
 from fsbroker.agent.allocation import Allocation, Machine, seconds_of
+from fsbroker.agent.loop.ending import ALONE, IDLE, TOLD, Ending
 from fsbroker.agent.slots import Slots
 from fsbroker.agent.walltime import LAST_MOMENT, Walltime
 from fsbroker.needs import Shape
@@ -377,3 +378,13 @@ class TestWalltime:
             assert not left.is_orphan()
         assert left.is_orphan()
         assert not Walltime(of(lifeline=(script.pid, 0))).is_orphan()  # never seen alive
+
+
+def test_an_order_to_end_that_comes_late_is_no_idleness() -> None:
+    """Else the agent of a job that is cancelled would submit the next one."""
+    ending = Ending()
+    ending.come(TOLD)
+    ending.come(IDLE)
+    assert ending.is_ordered()
+    ending.come(ALONE)  # nobody else removes a private spool
+    assert ending.reason == ALONE

@@ -49,7 +49,7 @@ class Hearing:
     def _returned(self, member: Member, message: Returned) -> None:
         live, rows = member.report(message)
         self._pace.learn(live, rows[0], sum(array("d", message.wall)) / len(rows))
-        self._outcomes.bunch(live, rows, message)
+        self._outcomes.returned(live, rows, message)
 
     def _ended(self, member: Member, message: Ended) -> None:
         live, (row,) = member.report(message)
@@ -58,7 +58,7 @@ class Hearing:
             member.worker.stop()
             return
         self._pace.learn(live, row, message.wall)
-        self._outcomes.one(live, row, message)
+        self._outcomes.ended(live, row, message)
 
     def _deserves_fresh_worker(self, live: LiveFile, row: int, message: Ended) -> bool:
         """The worker had imported an older version of the task's module: once more, elsewhere."""

@@ -37,26 +37,26 @@ class Outcomes:
 
     def __init__(self, session: AgentSession) -> None:
         self._session = session
-        self._ended: list[Outcome | Bulk] = []
+        self._waiting: list[Outcome | Bulk] = []
         self.gathering = Every(GATHER)
 
     def is_empty(self) -> bool:
-        return not self._ended
+        return not self._waiting
 
     def publish(self) -> None:
         """Make them known; after an error they are kept, for the next time."""
-        if self._ended:
-            self._session.publish(self._ended)
-            self._ended = []
+        if self._waiting:
+            self._session.publish(self._waiting)
+            self._waiting = []
         self.gathering.done()
 
     # -- how rows end --------------------------------------------------------------------
 
-    def bunch(self, live: LiveFile, rows: Sequence[int], message: Returned) -> None:
+    def returned(self, live: LiveFile, rows: Sequence[int], message: Returned) -> None:
         """Quick rows returned values."""
-        self._ended.append(bulk_of(live, rows, message))
+        self._waiting.append(bulk_of(live, rows, message))
 
-    def one(self, live: LiveFile, row: int, message: Ended) -> None:
+    def ended(self, live: LiveFile, row: int, message: Ended) -> None:
         """One row returned or raised."""
         outputs = message.outputs or (Output(0, message.stdout, message.stderr),)
         told = self.keep(live, row, outputs)
@@ -105,7 +105,7 @@ class Outcomes:
         **measured: Any,
     ) -> None:
         outcome = self._session.holdings.outcome(live, row, status, value, error, **measured)
-        self._ended.append(outcome)
+        self._waiting.append(outcome)
         if error is not None and live.file.meta.get("error_log_file"):
             _append_error(live.file.meta["error_log_file"], live.file, row, error)
 
