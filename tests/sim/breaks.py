@@ -6,16 +6,21 @@ patches the one place where its rule stands, with the scenario in which it shows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fsbroker.agent import session
 from fsbroker.agent.session.cancelling import Cancelling
 from fsbroker.agent.session.dependencies import Dependencies
+from fsbroker.agent.session.holdings import Holdings
 from fsbroker.agent.session.waiting import Waiting
 from fsbroker.client.session import ClientSession
 from fsbroker.spool import gc, layout, log, neighbours, packs, streams, trust
+from fsbroker.spool.container import Image
+from fsbroker.spool.layout import Stem
+from fsbroker.spool.live import give_birth
 from fsbroker.task import Status
 from tests.sim.model import LINK, ForeignModelFiles, Kind, ModelFiles, Mount, Node
 from tests.sim.scheduler import Strike
@@ -357,6 +362,21 @@ def everybody_is_trusted() -> tuple[Undo, ...]:
     )
 
 
+def put_off_rows_are_held_without_a_record() -> tuple[Undo, ...]:
+    """Who puts a call off believes that its row is his, and agents never hear of it."""
+
+    def bring(holdings: Holdings, stem: Stem, made: Image, waiting: Sequence[int]) -> None:
+        files, area, durable = holdings.spool
+        files.mkdir(area.log(str(stem)))
+        give_birth(files, area, stem, made, durable=durable)
+        holdings.live.poll(afresh=True)
+        live = holdings.live.get(str(stem))
+        if live is not None:
+            holdings.note_owned(live, ((0, stem.rows),))
+
+    return ((session, "bring", bring),)
+
+
 BREAKS = [
     Break("no fsync of files", no_file_sync, power),
     Break("no fsync of directories", no_directory_sync, power),
@@ -386,4 +406,7 @@ BREAKS = [
     Break("a copy keeps the name of its row", copies_keep_the_name_of_their_row, sharing),
     Break("neighbours are looked at once", neighbours_are_looked_at_once, neighbourhood),
     Break("everybody is trusted", everybody_is_trusted, sharing),
+    Break(
+        "put-off rows are held without a record", put_off_rows_are_held_without_a_record, sharing
+    ),
 ]
