@@ -101,8 +101,9 @@ class Feeder:
             mine = [row for row in unit.rows if (live.stem, row) in wanted]
             if mine:
                 left = [row for row in unit.rows if row not in mine]
+                rest = list(units_of(live, left, MOST_ROWS))  # may fail: then all stay
                 self._units.remove(unit)
-                self._units.extend(units_of(live, left, MOST_ROWS))
+                self._units.extend(rest)
                 yield from ((live, row) for row in mine)
 
     def give_back(self, reason: str) -> None:
