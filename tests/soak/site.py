@@ -33,6 +33,8 @@ ASLEEP = 2 * LEASE
 """Seconds for which an agent is stopped: others take its rows before it wakes."""
 END = 300.0
 """Seconds in which all must come to its end when nothing is killed any more."""
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""Exit codes of what was struck; the second one is that of `unshare` around it."""
 ELSEWHERE = ["unshare", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
 """As on another host: who asks for its pid gets no answer, so only its silence tells."""
 
@@ -97,16 +99,23 @@ class Site:
         self._wake(everybody=True)
         (self.folder / "stop").touch()
         end = time.monotonic() + END
-        while any(process.poll() is None for process in self._clients.values()):
+        while self._clients_run():
             if time.monotonic() > end:
                 self.anomalies.append(f"clients did not end within {END:.0f} s")
                 break
-            self._keep_running(clients=False)
+            self._keep_agents()
             self._pause(0.5)
         for name, process in self._clients.items():
             if process.poll():
                 self.anomalies.append(f"client {name} ended with {process.returncode}")
         self._end_agents()
+
+    def _clients_run(self) -> bool:
+        """Whether any does; whoever was struck last has not ended, but is to start again."""
+        for name, process in self._clients.items():
+            if process.poll() in KILLED:
+                self._clients[name] = self._client(name)
+        return any(process.poll() is None for process in self._clients.values())
 
     def _end_agents(self) -> None:
         for process in self._agents.values():
@@ -123,8 +132,8 @@ class Site:
 
     # -- processes -------------------------------------------------------------------------
 
-    def _keep_running(self, *, clients: bool = True) -> None:
-        for name in ("a", "b") if clients else ():
+    def _keep_running(self) -> None:
+        for name in ("a", "b"):
             if self._pid(name) == 0:
                 self._note_end(f"client {name}", self._clients.get(name))
                 self._clients[name] = self._client(name)
@@ -139,7 +148,7 @@ class Site:
 
     def _note_end(self, name: str, process: subprocess.Popen[bytes] | None) -> None:
         """Who ends by himself has reasons: 3 is that of an agent that was taken for dead."""
-        known = (0, 3, -signal.SIGKILL, 128 + signal.SIGKILL)
+        known = (0, 3, *KILLED)
         if process is not None and process.returncode not in known:
             self.anomalies.append(f"{name} ended with {process.returncode}")
         elif process is not None and process.returncode == 3:
