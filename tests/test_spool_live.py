@@ -2,6 +2,7 @@
 
 import errno
 import os
+from contextlib import suppress
 
 import pytest
 
@@ -135,6 +136,28 @@ def test_a_file_that_an_agent_holds_is_not_retired(spool):
     other.publish(run_claim(other, held))
     one.tidy()
     assert area_names(spool, "tasks") == []
+
+
+def test_a_file_that_somebody_else_has_buried_is_let_go(spool):
+    stem = submit(spool, [row("a"), row("b")])
+    one, other = agent(spool), agent(spool)
+    for each in (one, other):
+        each.live.poll()
+        each.publish(run_claim(each, each.claim(want(1))))
+    one.tidy()
+    assert area_names(spool, "tasks") == []
+    assert len(open_files_of(stem)) == 1
+    other.tidy()
+    assert open_files_of(stem) == []
+
+
+def open_files_of(stem):
+    """Descriptors of this process."""
+    names = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            names.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return [name for name in names if stem in name]
 
 
 def test_a_dead_agent_is_sealed_before_its_rows_are_claimed_again(spool):

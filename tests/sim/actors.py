@@ -162,9 +162,11 @@ class Agent:
         """Run the rows; beat meanwhile; sometimes give the rest back, or publish in parts."""
         local: dict[bytes, bytes] = {}
         rows = list(rows_of(claim.rows))
+        # Whoever slept and was taken over may read of later ones, and runs on all the same.
+        generations = {row: claim.live.log.fold.generation[row] for row in rows}
         while rows:
             row = rows.pop(0)
-            outcome = self._outcome(claim.live, row, local)
+            outcome = self._outcome(claim.live, row, generations[row], local)
             if outcome is None:
                 held = self.session.holdings
                 self._retry(lambda row=row, held=held: held.release(claim.live, [row], "no input"))
@@ -176,7 +178,9 @@ class Agent:
                 self._retry(lambda: self.session.holdings.release(claim.live, rows, "enough"))
                 return
 
-    def _outcome(self, live: LiveFile, row: int, local: dict[bytes, bytes]) -> Outcome | None:
+    def _outcome(
+        self, live: LiveFile, row: int, generation: int, local: dict[bytes, bytes]
+    ) -> Outcome | None:
         """Run one row. None if an input cannot be had now; if gc may have taken it, it fails."""
         for dependency, _ in self._retry(lambda: live.file.dependencies(row)):
             if dependency.key in local:
@@ -192,7 +196,6 @@ class Agent:
                     live, row, Status.FAILED, NOTHING, dict(FAILURE)
                 )
         key = live.file.key(row)
-        generation = self.session.holdings.outcome(live, row, Status.DONE, NOTHING).generation
         text, fails = self.world.execute(
             self.actor, (live.stem, row), self.session.agent, generation, local
         )

@@ -37,6 +37,7 @@ class Tidying:
         ended = self._retire()
         if ended:
             self._bury(ended)
+        self._forget_buried()
         self._empty_graves()
         self._quarantine.put_aside()
         self._cancelling.sweep_requests()
@@ -88,6 +89,14 @@ class Tidying:
         self._graves += [(now, grave) for grave in graves]
         for live in ended:
             self._holdings.forget(live)
+
+    def _forget_buried(self) -> None:
+        """Let go of task files in which this agent had rows, and that others have buried."""
+        known = self._holdings
+        for stem, live in list(known.claimed.items()):
+            if known.live.get(stem) is None and not known.held.get(stem):
+                with known.reading(live):
+                    live.log.refresh()  # what is not buried was missed in a listing
 
     def _empty_graves(self) -> None:
         """Delete logs that no client can walk into any more (gc does it for other agents')."""
