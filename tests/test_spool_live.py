@@ -4,6 +4,7 @@ import errno
 import os
 from contextlib import suppress
 
+import filelock
 import pytest
 
 from fsbroker.spool import presence
@@ -136,6 +137,22 @@ def test_a_file_that_an_agent_holds_is_not_retired(spool):
     other.publish(run_claim(other, held))
     one.tidy()
     assert area_names(spool, "tasks") == []
+
+
+def test_a_lock_that_the_server_forgot_takes_no_claim_away(spool, monkeypatch):
+    stem = submit(spool, [row("a")])
+    one, _ = agent(spool), agent(spool)
+    one.live.poll()
+
+    def forgotten(lock):
+        os.close(lock._context.lock_file_fd)
+        lock._context.lock_file_fd = None
+        raise OSError(errno.EIO, "lost")
+
+    monkeypatch.setattr(filelock.FileLock, "_release", forgotten)
+    claim = one.claim(want(1))
+    assert claim is not None
+    assert claim.live.stem == stem
 
 
 def test_a_file_that_somebody_else_has_buried_is_let_go(spool):

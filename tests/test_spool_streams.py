@@ -6,7 +6,7 @@ import os
 import pytest
 
 from fsbroker.errors import FileDamaged
-from fsbroker.spool import packs, streams, tiers
+from fsbroker.spool import index, packs, streams, tiers
 from fsbroker.spool import spool as spools
 from fsbroker.spool.index import Results
 from fsbroker.spool.presence import Self
@@ -214,6 +214,21 @@ def test_a_seal_in_the_place_of_a_packed_file_stays(spool):
     for _ in range(2):
         packs.cycle(spool.files, spool.area)
     assert spool.files.readlink(place) == "seal you token"
+
+
+def test_who_has_read_a_file_finds_its_outcomes_behind_a_seal_in_its_place(spool, monkeypatch):
+    """Open files are few: of the others only the path is known."""
+    monkeypatch.setattr(index, "OPEN_FILES", 1)
+    mine = fill(spool, 12)
+    reader = Results(spool.files, spool.area)
+    before = {key: reader.find(key) for key in values(spool, reader)}
+    for _ in range(2):
+        packs.cycle(spool.files, spool.area)
+    place = spool.area.stream_file(mine.agent, 3)
+    assert place in {found.place.path for found in before.values()}
+    spool.files.symlink("seal you token", place)
+    for key, found in before.items():
+        assert reader.find(key).round == found.round
 
 
 def test_a_cycle_without_work_asks_for_no_single_input(spool, monkeypatch):

@@ -315,7 +315,7 @@ class Files:
             if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINTR):
                 return None
             raise
-        return lock
+        return _OwnLock(lock)
 
     # -- private -------------------------------------------------------------------------
 
@@ -336,6 +336,16 @@ class Files:
 class _NoLock:
     def release(self) -> None:
         pass
+
+
+class _OwnLock:
+    def __init__(self, lock: Lock) -> None:
+        self._lock = lock
+
+    def release(self) -> None:
+        # What was done under it is done, whatever has become of the lock (a server that forgot it).
+        with suppress(OSError):
+            self._lock.release()
 
 
 class ForeignFiles(Files):

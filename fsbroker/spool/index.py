@@ -389,13 +389,15 @@ class Results:
     def _settled(self, look: Callable[[], T]) -> T:
         """What a look-up finds, begun anew when a file went into a pack under it.
 
+        Somebody with an old listing may have put a seal in its place.
+
         Raises:
             OSError: each time one did. Then nothing is known: not even that there is nothing.
         """
         for _ in range(ATTEMPTS):
             try:
                 return look()
-            except FileNotFoundError:
+            except (FileNotFoundError, FileRefused):
                 self.look_again()
         # Not that error: callers take it for the end of a task file.
         raise OSError(errno.EAGAIN, "Result files go into packs faster than they are read")
@@ -409,7 +411,7 @@ class Results:
     def _is_there(self, path: str) -> bool:
         try:
             self._opened(path)
-        except (FileNotFoundError, FileDamaged):
+        except (FileNotFoundError, FileDamaged, FileRefused):
             return False
         return True
 

@@ -343,12 +343,20 @@ class Truth:
 
     def _pack_added(self, _: str, name: str, node: Node) -> None:
         for row, made in _read_results(node, name).items():
-            known = self.outcomes.get(row)
+            known = self.outcomes.get(row) or self._returned(row, made)
             if known is None:
                 raise Violation(f"pack {name} has an outcome of {row} that nobody published")
             if not known.same(made):
                 raise Violation(f"pack {name} tells another outcome of {row}")
             known.places.add(f"packs/{name}")
+
+    def _returned(self, row: Row, made: Published) -> Published | None:
+        """An outcome that gc removed while somebody was packing it: it is there again."""
+        known = next((one for one in self.gone if one.same(made)), None)
+        if known is not None:
+            self.gone.remove(known)
+            self.outcomes[row] = known
+        return known
 
     def _pack_removed(self, _: str, name: str, node: Node) -> None:
         self._forget(node, f"packs/{name}")
