@@ -9,7 +9,7 @@ import pytest
 
 from fsbroker.client.again import Again
 from fsbroker.client.history import History, Phase, keys_with_tag, records_of
-from fsbroker.spool import archive, tiers
+from fsbroker.spool import archive, packs, tiers
 from fsbroker.spool.archive import cycle as archive_cycle
 from fsbroker.spool.census import Census
 from fsbroker.spool.files import Files
@@ -243,6 +243,16 @@ def test_outcomes_are_found_in_packs(hand):
     assert len(os.listdir(f"{hand.root}/{hand.area.results}/{agent.agent}")) < 12
     counts = History(hand.spool).counts()
     assert (counts[Phase.DONE], counts[Phase.FAILED]) == (11, 1)
+
+
+def test_an_outcome_that_stands_in_a_pack_and_in_its_stream_is_one(hand):
+    agent = hand.agent()
+    for number in range(12):
+        hand.submit(f"f{number}")
+        hand.end(agent, hand.claim(agent))
+    assert packs.cycle(hand.files, hand.area)  # which leaves its inputs to the next one
+    assert len(os.listdir(f"{hand.root}/{hand.area.results}/{agent.agent}")) == 12
+    assert sum(len(tasks.ended_at()) for tasks in History(hand.spool).tasks.values()) == 12
 
 
 # -- trying anew ---------------------------------------------------------------------------

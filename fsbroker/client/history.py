@@ -214,9 +214,14 @@ class Tasks:
         return _PHASES[int(self.codes[row])]
 
     def ended_at(self) -> np.ndarray:
-        """When rows ended, by their agents' clocks: to be shown, nothing else."""
-        times = [part.rows["started"] + part.rows["wall"] for part in self._parts]
-        return np.concatenate(times) if times else np.zeros(0)
+        """When rows ended, by their agents' clocks: to be shown, nothing else.
+
+        A row's outcome may stand in its stream and in a pack at once.
+        """
+        times = np.full(len(self.rows), np.nan)
+        for part in self._parts:
+            times[part.rows["row"]] = part.rows["started"] + part.rows["wall"]
+        return times[~np.isnan(times)]
 
     def ending(self, row: int) -> Ending | None:
         """The outcome of a row; the newest, if one was lost and run again."""
