@@ -221,7 +221,8 @@ class Tasks:
         times = np.full(len(self.rows), np.nan)
         for part in self._parts:
             times[part.rows["row"]] = part.rows["started"] + part.rows["wall"]
-        return times[~np.isnan(times)]
+        ended: np.ndarray = times[~np.isnan(times)]
+        return ended
 
     def ending(self, row: int) -> Ending | None:
         """The outcome of a row; the newest, if one was lost and run again."""
