@@ -192,6 +192,33 @@ def test_what_ends_a_worker_ends_its_task_alone(exe):
     assert [future.result(PATIENCE) for future in others] == [n * n for n in range(100, 110)]
 
 
+STILLBORN = """
+import os, signal, sys
+if "serial" in sys.orig_argv:
+    with open({starts!r}, "a") as starts:
+        starts.write(".")
+    if os.path.getsize({starts!r}) <= 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("retries", [0, 1])
+def test_three_workers_that_die_before_they_are_ready_cost_an_attempt(
+    spool, tmp_path, monkeypatch, retries
+):
+    starts = tmp_path / "starts"
+    (tmp_path / "sitecustomize.py").write_text(STILLBORN.format(starts=str(starts)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    with ClusterExecutor(spool, max_workers=1) as exe:
+        future = exe.submit(square, 3, resource_dict={"retries": retries})
+        if retries:
+            assert future.result(PATIENCE) == 9
+            assert starts.stat().st_size == 5
+        else:
+            assert isinstance(future.exception(PATIENCE), WorkerLost)
+            assert starts.stat().st_size >= 3
+
+
 def test_three_clients_share_a_spool(spool):
     script = """
         import sys, fsbroker

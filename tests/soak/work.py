@@ -83,8 +83,7 @@ class Waves:
         yield from self._failing(f"w{wave}.")
         yield self._one("retried", kill_worker, f"w{wave}.retried", 1)
         name = f"w{wave}.large"
-        right = lambda value: value[0] == name and float(value[1][-1]) == 199_999.0  # noqa: E731
-        yield Wanted("large", name, self._submit(large, name), right)
+        yield Wanted("large", name, self._submit(large, name), lambda value: _is_large(value, name))
         if self._ranks:
             yield self._mpi(f"w{wave}.mpi")
         for number in range(2):
@@ -179,6 +178,10 @@ class Client:
         log = JobLog(files, area)
         log.refresh()
         log.resume()
+
+
+def _is_large(value: Any, name: str) -> bool:
+    return isinstance(value, list) and value[0] == name and float(value[1][-1]) == 199_999.0
 
 
 def _replace(path: Path, text: str) -> None:

@@ -18,12 +18,12 @@ from fsbroker.agent.loop.ending import Ending
 from fsbroker.agent.loop.feeding import Feeder
 from fsbroker.agent.loop.outcomes import Outcomes
 from fsbroker.agent.workers import Lost
-from fsbroker.errors import OutOfMemory
+from fsbroker.errors import OutOfMemory, WorkerLost
 from fsbroker.spool.live import LiveFile
 from fsbroker.task import Status
 
 BAD_STARTS = 3
-"""Workers that end before they are ready, one after the other: the agent gives up."""
+"""Workers that end before they are ready, one after the other, until that costs an attempt."""
 JUDGE_AFTER = 1.0
 """Seconds from the loss of a worker in a queue job to its judgement: nodes of a job that is
 cancelled are told one after the other."""
@@ -93,7 +93,7 @@ class Judge:
         units = member.take_all()
         self._crew.dismiss(member)
         if not lost.ready and member.doom is None:
-            self._not_started(units, lost)
+            self._not_started(member, units, lost)
             return
         if current is not None:
             live, row = current
@@ -104,17 +104,23 @@ class Judge:
                 self._debts.give_back(live, begun.rows, lost.reason)
         self._give_up_chains(units)
 
-    def _not_started(self, units: Sequence[Unit], lost: Lost) -> None:
-        """That is nobody's fault; if it goes on like that, say so to whoever waits."""
+    def _not_started(self, member: Member, units: Sequence[Unit], lost: Lost) -> None:
+        """That is nobody's fault; if it goes on like that, say so to whoever waits.
+
+        What was killed may start another time, or elsewhere: it is charged like any loss.
+        """
         self._bad_starts += 1
         if self._bad_starts < BAD_STARTS:
             self._feeder.put_first(units)
             return
+        self._bad_starts = 0
         for unit in units:
             for row in unit.rows:
+                if isinstance(lost.error, WorkerLost):
+                    self._charge(unit.live, row, member, lost)
+                    continue
                 told = self._outcomes.keep(unit.live, row, lost.outputs)
                 self._outcomes.fail(unit.live, row, brief(lost.error) | told)
-        self._bad_starts = 0
 
     def _charge(self, live: LiveFile, row: int, member: Member, lost: Lost) -> None:
         """Try the row again, or end it when it has no attempt left."""
