@@ -234,8 +234,11 @@ class ClientSession(Generic[Ticket]):
             self._rounds[str(stem)] = again
         if lane.holder is None:
             # The rows are published: whatever fails now must not make the caller do it again.
-            with suppress(OSError, SpoolError):
+            try:
                 self._alias(str(stem), rows)
+            except (OSError, SpoolError):
+                # The record may stand all the same: as for rows of others, `check` reads the log.
+                self._bound[str(stem)] = self._open_rows(str(stem))
         return str(stem)
 
     def _alias(self, stem: str, new: Sequence[TaskRow]) -> None:
@@ -351,7 +354,7 @@ class ClientSession(Generic[Ticket]):
                 continue
             with suppress(OSError, SpoolError):  # another time; what was found is not lost
                 if stem not in missing:
-                    self._follow_aliases(stem)
+                    elsewhere += self._follow_aliases(stem)
                     continue
                 found, gone = self._follow_key(stem, sure=self._is_gone(stem, missing[stem]))
                 elsewhere += found
@@ -425,16 +428,27 @@ class ClientSession(Generic[Ticket]):
         elif tickets is not None and tickets[row] is ticket:
             tickets[row] = None
 
-    def _follow_aliases(self, stem: str) -> None:
-        """Somebody left a row, to which we attached in that moment, to an older one."""
+    def _follow_aliases(self, stem: str) -> list[tuple[Ticket, Found]]:
+        """Somebody left a row, to which we attached in that moment, to an older one.
+
+        Of that one there may have been news already, which whoever left it had not seen.
+        """
         live, tickets = self.live.get(stem), self._bound[stem]
+        ended: list[tuple[Ticket, Found]] = []
         if live is None or isinstance(tickets, list):
-            return
+            return ended
         with suppress(Retired, FileNotFoundError):
             live.log.refresh()
-            for row, target in live.log.fold.aliases.items():
-                if row in tickets:
-                    self._rebind(stem, row, target)
+            for row, (older, number) in live.log.fold.aliases.items():
+                ticket = tickets.get(row)
+                if ticket is None:
+                    continue
+                self._rebind(stem, row, (older, number))
+                found = self.outcome(ticket, older, number, sure=False)
+                if found is not None:
+                    self.unbind(older, number, ticket)
+                    ended.append((ticket, found))
+        return ended
 
     # -- cancelling ----------------------------------------------------------------------
 
