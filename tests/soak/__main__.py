@@ -43,6 +43,8 @@ def soak(site: Site, seconds: float) -> bool:
     print(f"  anomalies: {len(anomalies)} (lost {lost}, published twice {twice})", flush=True)
     for one in anomalies:
         print(f"    {one}", flush=True)
+    for one in site.said if anomalies else ():
+        print(f"    > {one}", flush=True)
     return not anomalies
 
 

@@ -43,7 +43,7 @@ class Site:
     """Clients and agents on this machine; `paths` are those of one spool, as its hosts see it.
 
     Attributes:
-        struck: how often what was struck. anomalies: what clients told.
+        struck: how often what was struck. anomalies: what clients told; said: the rest of it.
     """
 
     name = "local"
@@ -58,6 +58,7 @@ class Site:
         self.tasks: Counter[str] = Counter()
         self.told = 0
         self.anomalies: list[str] = []
+        self.said: list[str] = []
         self.options: dict[str, Any] = {"ranks": 2 if _has_mpi() else 0}
         self._asleep: list[tuple[float, int]] = []
         self._clients: dict[str, subprocess.Popen[bytes]] = {}
@@ -194,6 +195,8 @@ class Site:
                 self.told += 1
             elif kind == "ANOMALY":
                 self.anomalies.append(f"{name}: {rest}")
+            elif name in self._clients:
+                self.said.append(f"{name}: {line}")
         self._outputs[name] = len(text)
 
     # -- strikes ---------------------------------------------------------------------------

@@ -7,9 +7,11 @@ twice by that. Clients of one soak want the same tasks, but for those that they 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import random
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -172,6 +174,18 @@ class Client:
         elif not wanted.is_right(found):
             kind = "no end" if isinstance(found, TimeoutError) else "wrong"
             print("ANOMALY", kind, wanted.name, repr(found)[:500], flush=True)
+            self._explain(wanted.future)
+
+    def _explain(self, future: Future) -> None:
+        """What this client knows of it, and what another process finds: the report shows it."""
+        loop = self._executor._loop
+        with loop.lock:
+            bound = loop._session._bound.get(future.stem or "")
+        print(f"waits for row {future.row} of {future.stem}; of that file for: {bound}", flush=True)
+        program = "import sys; from fsbroker.cli import main; sys.exit(main())"
+        words = ["explain", future.key.hex() if future.key else "-", "--spool", loop.root]
+        subprocess.run([sys.executable, "-c", program, *words], check=False)
+        faulthandler.dump_traceback(sys.stdout)
 
     def _resume(self) -> None:
         files, area, _ = self._executor._loop.spool
