@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 
 from fsbroker import ClusterExecutor
-from fsbroker.errors import TaskError, TaskLost, WorkerLost
+from fsbroker.errors import ResultLost, TaskError, TaskLost, WorkerLost
+from fsbroker.spool import container
 from fsbroker.spool.blobs import SMALLEST
 from tests.test_keys.test_processes import in_kernel
 
@@ -140,6 +141,16 @@ def test_damaged_results_are_computed_again(spool, damage, tmp_path):
             assert {type(error) for error in errors} <= {type(None), TaskLost}
             futures = [exe.submit(square, n) for n in range(4)]
         assert [future.result(PATIENCE) for future in futures] == [0, 1, 4, 9]
+
+
+def test_a_value_that_does_not_fit_in_memory_here(spool, monkeypatch):
+    """A stored text or pickle is read in one piece; whoever waits for it is told."""
+    with ClusterExecutor(spool, max_workers=1) as exe:
+        monkeypatch.setattr(container, "LARGEST_READ", 1 << 20)
+        error = exe.submit(str.upper, "a" * (2 << 20)).exception(PATIENCE)
+        assert isinstance(error, ResultLost)
+        assert "do not fit in memory" in str(error)
+        assert exe.submit(square, 2).result(PATIENCE) == 4
 
 
 def test_one_cached_submit_does_not_walk_the_cache(spool):

@@ -16,6 +16,7 @@ from fsbroker import errors, pickling, plain
 from fsbroker.errors import (
     DependencyFailed,
     FileDamaged,
+    FileRefused,
     FsbrokerError,
     RemoteTraceback,
     ResultLost,
@@ -91,7 +92,7 @@ class Reader:
     def _resolve_one(self, file: ResultFile, index: int) -> Resolved:
         try:
             stored = file.value(index)
-        except FileDamaged as error:
+        except (FileDamaged, FileRefused) as error:
             return None, _lost(error)
         try:
             status = file.rows["status"][index]
