@@ -118,6 +118,23 @@ def test_task_file_removed_by_hand(tmp_path):
     executor.shutdown()
 
 
+def test_news_can_be_read_but_not_what_has_none(tmp_path, monkeypatch):
+    """Agents are listed all the time, all streams only now and then: that fails for ever."""
+    monkeypatch.setattr(loop, "CHECK_EVERY", 2.0)
+    executor = ClusterExecutor(tmp_path / "spool", backend="none", watch="polling", refresh_rate=0.1)
+    future = executor.submit(pow, 2, 3)
+    executor._loop.flush(PATIENCE)
+    results = tmp_path / "spool" / "users" / f"u{os.getuid()}" / "results"
+    results.rename(tmp_path / "away")
+    results.touch()
+    with pytest.raises(SpoolError, match="results"):
+        future.result(PATIENCE)
+    results.unlink()
+    (tmp_path / "away").rename(results)
+    with ClusterExecutor(tmp_path / "spool", max_workers=1) as again:
+        assert again.submit(pow, 2, 3).result(PATIENCE) == 8
+
+
 def test_spool_unmounted_while_waiting(disk):
     executor = ClusterExecutor(disk / "spool", backend="none")
     future = executor.submit(pow, 1, 2)

@@ -362,12 +362,19 @@ class ClientLoop:
         self._patience.renew()
 
     def _look(self) -> bool:
-        """Deliver news; now and then look after what has none. True if there was any."""
+        """Deliver news; now and then look after what has none. True if there was any.
+
+        A check that fails is made again in the next turn, so that it cannot fail unnoticed;
+        what there is of news is delivered all the same.
+        """
         now = self._last_look = self.spool.files.monotonic()
-        if now - self._last_check > CHECK_EVERY:
-            self._last_check = now
-            self._check()
-        return self._delivery.poll()
+        try:
+            if now - self._last_check > CHECK_EVERY:
+                self._check()
+                self._last_check = now
+        finally:
+            found = self._delivery.poll()
+        return found
 
     def _check(self) -> None:
         self._binder.look_after_put_off()
