@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from fsbroker.client.session import ClientSession
+from fsbroker.client.session import UNREADABLE, ClientSession
 from fsbroker.spool.log import State
 from fsbroker.task import Status
 from tests.testbed.byhand import ByHand, key_of
@@ -59,6 +59,22 @@ def test_a_row_that_is_left_to_one_which_has_ended_long_ago(tmp_path):
     assert [(key, found.status) for key, found in checked.elsewhere] == [(X, Status.FAILED)]
     assert not list(waiting.poll())
     assert not waiting.check().elsewhere
+
+
+def test_what_a_row_came_to_cannot_be_told(tmp_path):
+    """Its task file has ended, and each look at its outcome fails: a minute later it is lost."""
+    spool = ByHand(tmp_path)
+    spool.submit("x")
+    waiting: ClientSession[bytes] = ClientSession(spool.spool, bytes)
+    _, running = waiting.look_up([X])
+    waiting.bind(running[X], X)
+    waiting.results.find_row = _fail
+    waiting.results.news = lambda: iter(())  # it was missed
+    spool.run()
+    checks = [waiting.check() for _ in range(UNREADABLE + 1)]
+    [(key, error)] = checks[-1].unreadable
+    assert (key, str(error)) == (X, "[Errno 5] the reply was lost")
+    assert not any(check.unreadable or check.lost or check.elsewhere for check in checks[:-1])
 
 
 def _fail(*_: object) -> None:

@@ -121,7 +121,9 @@ def test_task_file_removed_by_hand(tmp_path):
 def test_news_can_be_read_but_not_what_has_none(tmp_path, monkeypatch):
     """Agents are listed all the time, all streams only now and then: that fails for ever."""
     monkeypatch.setattr(loop, "CHECK_EVERY", 2.0)
-    executor = ClusterExecutor(tmp_path / "spool", backend="none", watch="polling", refresh_rate=0.1)
+    executor = ClusterExecutor(
+        tmp_path / "spool", backend="none", watch="polling", refresh_rate=0.1
+    )
     future = executor.submit(pow, 2, 3)
     executor._loop.flush(PATIENCE)
     results = tmp_path / "spool" / "users" / f"u{os.getuid()}" / "results"

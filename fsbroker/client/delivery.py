@@ -13,16 +13,13 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from fsbroker.client.outcomes import Reader, log_sizes
-from fsbroker.client.session import MISSED, ClientSession
+from fsbroker.client.session import MISSED, UNREADABLE, ClientSession
 from fsbroker.client.waiting import Waiting, key_of
 from fsbroker.errors import ResultLost, SpoolError, TaskLost
 from fsbroker.future import Future
 from fsbroker.spool.index import Found
 from fsbroker.spool.spool import Spool
 from fsbroker.spool.streams import ResultFile
-
-UNREADABLE = 30
-"""Checks in a row that cannot read an outcome after which its task counts as lost."""
 
 Gone = tuple[Future, ResultLost]
 """A future whose outcome is there, but whose value is not."""
@@ -60,6 +57,8 @@ class Delivery:
         self._read_again()
         for future in checked.lost:
             self.lose(future, "The task's file was removed before it ended", "Submit it again")
+        for future, error in checked.unreadable:
+            self.lose(future, f"The task's result cannot be read ({error})", "Submit it again")
 
     def deliver_all(self, found: Iterable[tuple[Future, Found]]) -> None:
         """As `deliver`; those whose value is gone are told so."""

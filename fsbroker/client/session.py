@@ -44,6 +44,8 @@ Ticket = TypeVar("Ticket")
 
 MISSED = 4
 """Listings in a row without a task file after which it is gone, though its log is there."""
+UNREADABLE = 30
+"""Checks in a row that cannot tell what an ended row came to, after which it counts as lost."""
 NUDGE_AFTER = 0.05
 """Seconds after which a directory with a new name is touched: an NFS v3 client misses the
 second of two changes in one tick of the server's clock, until there is a third."""
@@ -91,10 +93,12 @@ class Checked(NamedTuple, Generic[Ticket]):
     Attributes:
         elsewhere: tickets whose row is not there, with an outcome of their key.
         lost: tickets whose row is gone from the spool, without any outcome.
+        unreadable: tickets whose row is gone, and why it cannot be told for long what became of it.
     """
 
     elsewhere: list[tuple[Ticket, Found]]
     lost: list[Ticket]
+    unreadable: list[tuple[Ticket, Exception]]
 
 
 def _ignore(*_: Any) -> None:
@@ -347,21 +351,26 @@ class ClientSession(Generic[Ticket]):
         self.results.poll(deep=True)
         elsewhere: list[tuple[Ticket, Found]] = []
         lost: list[Ticket] = []
+        unreadable: list[tuple[Ticket, Exception]] = []
         for stem, tickets in list(self._bound.items()):
             if not any(tickets.values() if isinstance(tickets, dict) else tickets):
                 del self._bound[stem]
                 self._rounds.pop(stem, None)
                 continue
-            with suppress(OSError, SpoolError):  # another time; what was found is not lost
+            try:
                 if stem not in missing:
                     elsewhere += self._follow_aliases(stem)
                     continue
                 found, gone = self._follow_key(stem, sure=self._is_gone(stem, missing[stem]))
                 elsewhere += found
                 lost += gone
+            except (OSError, SpoolError) as error:  # another time; what was found is not lost
+                if missing.get(stem, 0) > UNREADABLE:
+                    unreadable += [(one, error) for one in self._open_rows(stem).values()]
+                    del self._bound[stem]
         self._missing = missing
         self._own = {stem for stem in self._own if self.live.get(stem) is not None}
-        return Checked(elsewhere, lost)
+        return Checked(elsewhere, lost, unreadable)
 
     def _is_gone(self, stem: str, times: int) -> bool:
         """Whether a task file that listings miss is really not there.

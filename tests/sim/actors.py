@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from fsbroker.agent.session import AgentSession, Claim
 from fsbroker.client.again import Again
 from fsbroker.client.deferral import Deferral
-from fsbroker.client.delivery import UNREADABLE
 from fsbroker.client.history import History
-from fsbroker.client.session import ClientSession, Ended, Lane
+from fsbroker.client.session import UNREADABLE, ClientSession, Ended, Lane
 from fsbroker.errors import SpoolError, TaskLost
 from fsbroker.spool import gc, presence
 from fsbroker.spool.index import Found
@@ -497,6 +496,8 @@ class Client:
     def _check(self) -> None:
         checked = self.session.check()
         self.unread += [(ticket, False) for ticket, _ in checked.elsewhere]
+        if checked.unreadable:
+            raise Violation(f"{self.actor.name} gave up: {checked.unreadable}")
         if checked.lost and self.truth.collected:
             for ticket in checked.lost:
                 self._again(ticket)
