@@ -13,8 +13,9 @@ class Quarantine:
     """What one agent puts aside.
 
     Of its own rows an agent knows that they were published, so it reopens those whose
-    outcomes went with a file. Rows of agents that have ended are reopened by recovery, like
-    all without an outcome.
+    outcomes went with a file; therefore nobody else puts aside what an agent that is present
+    has published. Rows of agents that have ended are reopened by recovery, like all without an
+    outcome.
     """
 
     def __init__(self, holdings: Holdings) -> None:
@@ -32,9 +33,18 @@ class Quarantine:
         damaged = {self._area.task_file(stem): error for stem, error in unreadable}
         for path, error in {**damaged, **results.damaged}.items():
             # For others to read: a newer fsbroker, or who finds that `sign` was set too early.
-            if not isinstance(error, FormatTooNew | SignatureRefused) and not self._is_top(path):
+            if isinstance(error, FormatTooNew | SignatureRefused) or self._is_of_another(path):
+                continue
+            if not self._is_top(path):
                 with suppress(FileNotFoundError):
                     self._files.rename(path, self._area.quarantined(path, self._files.token()))
+
+    def _is_of_another(self, path: str) -> bool:
+        """In the stream of another agent, which is present."""
+        others = (one.agent for one in self._holdings.results.present())
+        streams = [self._area.stream(agent) + "/" for agent in others]
+        own = self._area.stream(self._holdings.agent) + "/"
+        return not path.startswith(own) and path.startswith(tuple(streams))
 
     def _is_top(self, path: str) -> bool:
         """The highest file of a stream: it tells the next number, and stays."""
