@@ -201,12 +201,12 @@ def in_kernel(cells: list[str]) -> list[str]:
     """What the cells print, in a Jupyter kernel of their own."""
     from jupyter_client.manager import start_new_kernel
 
-    lines: list[str] = []
+    said: list[str] = []  # a line may come in two messages
 
     def collect(message: Any) -> None:
         content = message["content"]
         assert message["msg_type"] != "error", content
-        lines.extend(n for n in content.get("text", "").splitlines() if n.startswith("key "))
+        said.append(content.get("text", ""))
 
     manager, client = start_new_kernel(env={**os.environ, "PYTHONPATH": ROOT})
     try:
@@ -215,4 +215,4 @@ def in_kernel(cells: list[str]) -> list[str]:
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
-    return lines
+    return [line for line in "".join(said).splitlines() if line.startswith("key ")]
