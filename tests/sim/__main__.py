@@ -51,7 +51,8 @@ def failure_of(seed: int, scenario: Scenario | None = None) -> tuple[int, str]:
 
 def run_many(seeds: Iterable[int], jobs: int, most: int) -> int:
     failed = 0
-    with multiprocessing.Pool(jobs) as pool:
+    # Actors that are never resumed keep a world in memory now and then: new processes, therefore.
+    with multiprocessing.Pool(jobs, maxtasksperchild=100) as pool:
         for _, text in pool.imap_unordered(failure_of, seeds, chunksize=50):
             if text:
                 failed += 1
