@@ -19,7 +19,7 @@ from tests.sim.breaks import BREAKS
 from tests.sim.world import Scenario, SeedFailed, World
 
 LONGEST = 20
-"""Seconds of real time for a seed: one that makes no file calls any more never ends."""
+"""Seconds of processor time for a seed: one that makes no file calls any more never ends."""
 
 
 class TooLong(BaseException):
@@ -32,8 +32,8 @@ def _too_long(*_: object) -> None:
 
 def failure_of(seed: int, scenario: Scenario | None = None) -> tuple[int, str]:
     """Run a seed; what went wrong, or nothing."""
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(LONGEST)
+    signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
     try:
         World(seed, scenario).run()
     except SeedFailed as failure:
@@ -45,7 +45,7 @@ def failure_of(seed: int, scenario: Scenario | None = None) -> tuple[int, str]:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return seed, f"seed {seed}: {error!r} at {where.filename.rpartition('/')[2]}:{where.lineno}"
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return seed, ""
 
 
@@ -84,8 +84,8 @@ def catch(name: str) -> int:
 
 
 def show(seed: int) -> int:
-    signal.signal(signal.SIGALRM, _too_long)
-    signal.alarm(LONGEST)
+    signal.signal(signal.SIGPROF, _too_long)
+    signal.setitimer(signal.ITIMER_PROF, LONGEST)
     world = World(seed, trace=True)
     print(world.scenario)
     try:
