@@ -23,7 +23,14 @@ from fsbroker.spool import forms
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Presence, is_agent, parse_pack
 from fsbroker.spool.presence import listing
-from fsbroker.spool.streams import MOST_ROWS, RESULTS, ResultFile, entries, is_seal
+from fsbroker.spool.streams import (
+    MOST_ROWS,
+    RESULTS,
+    ResultFile,
+    entries,
+    is_seal,
+    require_gone,
+)
 from fsbroker.task import KEY_BYTES, Status, Value
 
 T = TypeVar("T")
@@ -164,15 +171,16 @@ class Results:
             self._files.sync_directory(self._area.stream(agent))
         missed = False
         for number in new:
-            file = self._result(agent, number, last=number == numbers[-1])
+            try:
+                file = self._result(agent, number, last=number == numbers[-1])
+            except FileNotFoundError:
+                require_gone(self._files, [self._area.stream_file(agent, number)])
+                file, missed = None, True
             if file is not None:
                 self._news.append(file)
                 self._index(file)
             missed |= number > state.next
             state.next = number + 1
-        if not new and numbers and published > state.next and numbers[-1] >= published - 1:
-            state.next = published
-            missed = True
         return missed
 
     def _read_next(self, agent: str, state: _StreamState) -> bool:
@@ -190,8 +198,6 @@ class Results:
         path = self._area.stream_file(agent, number)
         try:
             return self._opened(path)
-        except FileNotFoundError:
-            return None
         except FormatTooNew:
             raise  # who cannot read an outcome must not conclude that there is none
         except FileRefused as refused:
@@ -253,6 +259,8 @@ class Results:
         for _ in range(ATTEMPTS):
             if self._read_listed_packs():
                 return
+            self._files.touch_directory(self._area.packs)
+        raise OSError(errno.EAGAIN, "Packs go into larger ones faster than they are read")
 
     def _read_listed_packs(self) -> bool:
         """Read the packs that are new; False if one went into a larger one meanwhile."""
@@ -293,6 +301,8 @@ class Results:
         gone = {number for number, path in enumerate(self._paths) if path in paths}
         if not gone:
             return
+        for number in gone:
+            self._paths[number] = ""  # nobody looks for it any more
         kept = {
             key: first
             for key, first in self._fresh.items()
@@ -403,17 +413,23 @@ class Results:
         raise OSError(errno.EAGAIN, "Result files go into packs faster than they are read")
 
     def look_again(self) -> None:
-        """A file went into a pack: forget what is gone, and look at the packs again."""
-        self._open.clear()  # on NFS one that another client removed cannot be read any more
-        self._drop({path for path in self._paths if not self._is_there(path)})
-        self._read_packs()
+        """A file went into a pack: forget what is gone, and look at the packs again.
 
-    def _is_there(self, path: str) -> bool:
-        try:
-            self._opened(path)
-        except (FileNotFoundError, FileDamaged, FileRefused):
-            return False
-        return True
+        Raises:
+            OSError: a file cannot be found that is there: nothing is forgotten.
+        """
+        self._open.clear()  # on NFS one that another client removed cannot be read any more
+        gone, useless = set(), set()
+        for path in filter(None, self._paths):
+            try:
+                self._opened(path)
+            except FileNotFoundError:
+                gone.add(path)
+            except (FileDamaged, FileRefused):
+                useless.add(path)
+        require_gone(self._files, gone)
+        self._drop(gone | useless)
+        self._read_packs()
 
     def value(self, key: bytes) -> tuple[Found, Value] | None:
         """The current outcome of a key with its value, wherever that stands by now."""

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -342,6 +343,25 @@ def entries(files: Files, area: Area, agent: str) -> list[int]:
     return sorted(n for name in names if (n := parse_stream_file(name)) is not None)
 
 
+def require_gone(files: Files, paths: Iterable[str]) -> None:
+    """Of files that were listed and cannot be found: that they are listed no more.
+
+    Raises:
+        OSError: one is. So it was not packed, and the error passes (ESTALE where the file
+            server began anew): who went on would miss its outcomes for ever.
+    """
+    names: dict[str, set[str]] = {}
+    for path in paths:
+        directory, _, name = path.rpartition("/")
+        names.setdefault(directory, set()).add(name)
+    for directory, sought in names.items():
+        with suppress(FileNotFoundError):
+            files.touch_directory(directory)
+            if listed := sought.intersection(files.names(directory)):
+                path = f"{directory}/{min(listed)}"
+                raise OSError(errno.EAGAIN, "A file is listed, and cannot be found now", path)
+
+
 def is_seal(files: Files, area: Area, agent: str, number: int) -> bool:
     try:
         return files.readlink(area.stream_file(agent, number)).startswith("seal ")
@@ -396,6 +416,7 @@ def results_of(
         try:
             yield number, ResultFile(files, path)
         except FileNotFoundError:
+            require_gone(files, [path])
             continue  # packed meanwhile
         except FileRefused:
             if not is_seal(files, area, agent, number):

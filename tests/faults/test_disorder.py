@@ -143,7 +143,7 @@ def test_two_agents_share_ten_thousand_tasks(processes, locks):
         lockless(processes.spool)
     spool = create(processes.spool)
     executor = ClusterExecutor(processes.spool, backend="none")
-    agents = [processes.agent(cores=1, idle_timeout=2) for _ in range(2)]
+    agents = [processes.agent(cores=1, idle_timeout=2, lease=30.0) for _ in range(2)]
     wait_until(lambda: len(presence.listing(spool.files, spool.area)) == 2)
     names = [f"t{number}" for number in range(10_000)]
     futures = [executor.submit(task, processes.journal, name) for name in names]
