@@ -61,6 +61,35 @@ def test_a_row_that_is_left_to_one_which_has_ended_long_ago(tmp_path):
     assert not waiting.check().elsewhere
 
 
+def test_one_of_two_rows_that_were_left_cannot_be_looked_for(tmp_path):
+    """The other one is told of it at once, and that one later."""
+    maker = ByHand(tmp_path)
+    maker.submit("x", "y", "never runs")
+    agent = maker.agent()
+    waiting: ClientSession[bytes] = ClientSession(maker.spool, bytes)
+    claim = maker.claim(agent, 2)
+    maker.client = ClientSession(maker.spool, bytes)
+    maker.client.results.poll = lambda **_: None
+    maker.end(agent, claim, failing=["x", "y"])
+    assert not list(waiting.poll())
+    leave = maker.client._alias
+
+    def attach_before_they_are_left(stem, rows):
+        _, running = waiting.look_up([X, key_of("y")])
+        for key, row in running.items():
+            waiting.bind(row, key)
+        leave(stem, rows)
+
+    maker.client._alias = attach_before_they_are_left
+    maker.submit("x", "y")
+
+    look = waiting.results.find_row
+    waiting.results.find_row = lambda key, *row: look(key, *row) if key == X else _fail()
+    assert [key for key, _ in waiting.check().elsewhere] == [X]
+    waiting.results.find_row = look
+    assert [key for key, _ in waiting.check().elsewhere] == [key_of("y")]
+
+
 def test_what_a_row_came_to_cannot_be_told(tmp_path):
     """Its task file has ended, and each look at its outcome fails: a minute later it is lost."""
     spool = ByHand(tmp_path)

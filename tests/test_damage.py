@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fsbroker.spool import index, streams
+from fsbroker.spool import index
+from fsbroker.spool.log import State
 from fsbroker.spool.streams import ResultFile, entries
 from tests.testbed.byhand import ByHand, key_of
 
@@ -56,7 +57,6 @@ def passing(monkeypatch):
             super().__init__(files, path)
 
     monkeypatch.setattr(index, "ResultFile", Flaky)
-    monkeypatch.setattr(streams, "ResultFile", Flaky)
     return opened
 
 
@@ -90,11 +90,18 @@ def test_what_was_read_is_not_forgotten_for_it(tmp_path, passing):
 
 
 def test_a_dead_agents_stream_is_not_judged_by_it(tmp_path, passing):
-    """Who recovers its rows would have them run twice."""
+    """Its rows would run twice."""
     spool = ByHand(tmp_path)
-    spool.submit("x")
-    agent = spool.agent()
-    spool.end(agent, spool.claim(agent))
+    stem = spool.submit("x", "y", "z")
+    dead, other = spool.agent(), spool.agent()
+    passing.append("nothing fails yet")
+    for _ in "xy":
+        spool.end(dead, spool.claim(dead, 1))
+    spool.claim(dead, 1)
+    passing.clear()
     with pytest.raises(OSError, match="is listed"):
-        list(streams.results_of(spool.files, spool.area, agent.agent))
-    assert len(list(streams.results_of(spool.files, spool.area, agent.agent))) == 1
+        other.recovery._recover_from(dead.agent, "dead", "killed")
+    assert [spool.client.state(stem, row) for row in range(3)] == [State.CLAIMED] * 3
+    other.recovery._recover_from(dead.agent, "dead", "killed")
+    states = [spool.client.state(stem, row) for row in range(3)]
+    assert states == [State.CLAIMED, State.CLAIMED, State.READY]  # the two have ended

@@ -10,7 +10,7 @@ from fsbroker.spool import index, packs, streams, tiers
 from fsbroker.spool import spool as spools
 from fsbroker.spool.index import Results
 from fsbroker.spool.presence import Self
-from fsbroker.spool.streams import Sealed, Stream, entries, is_seal, results_of, seal
+from fsbroker.spool.streams import Sealed, Stream, entries, is_seal, seal
 from fsbroker.task import Status
 from tests.faults.parts import found_in, key_of, lying, news, outcome, plain, stem_of
 
@@ -99,24 +99,6 @@ def test_a_seal_below_a_result_is_void(spool):
     publish(spool, mine, "four")
     assert seal(spool.files, spool.area, ME, by=YOU) == 4
     assert set(values(spool)) == {key_of("one"), key_of("three"), key_of("four")}
-
-
-def test_a_stream_is_read_up_to_its_seal(spool):
-    mine = stream(spool)
-    publish(spool, mine, "one")
-    publish(spool, mine, "two")
-    mine.close()
-    found = list(results_of(spool.files, spool.area, ME))
-    assert [number for number, _ in found] == [0, 1, 2]
-    assert [file.keys if file else None for _, file in found] == [
-        [key_of("one")],
-        [key_of("two")],
-        None,
-    ]
-
-
-def test_no_stream_no_results(spool):
-    assert list(results_of(spool.files, spool.area, "f" * 16)) == []
 
 
 # -- packs -------------------------------------------------------------------------------

@@ -359,7 +359,7 @@ class ClientSession(Generic[Ticket]):
                 continue
             try:
                 if stem not in missing:
-                    elsewhere += self._follow_aliases(stem)
+                    elsewhere.extend(self._follow_aliases(stem))  # those before an error, too
                     continue
                 found, gone = self._follow_key(stem, sure=self._is_gone(stem, missing[stem]))
                 elsewhere += found
@@ -437,27 +437,26 @@ class ClientSession(Generic[Ticket]):
         elif tickets is not None and tickets[row] is ticket:
             tickets[row] = None
 
-    def _follow_aliases(self, stem: str) -> list[tuple[Ticket, Found]]:
+    def _follow_aliases(self, stem: str) -> Iterator[tuple[Ticket, Found]]:
         """Somebody left a row, to which we attached in that moment, to an older one.
 
         Of that one there may have been news already, which whoever left it had not seen.
         """
         live, tickets = self.live.get(stem), self._bound[stem]
-        ended: list[tuple[Ticket, Found]] = []
         if live is None or isinstance(tickets, list):
-            return ended
+            return
         with suppress(Retired, FileNotFoundError):
             live.log.refresh()
             for row, (older, number) in live.log.fold.aliases.items():
                 ticket = tickets.get(row)
                 if ticket is None:
                     continue
-                self._rebind(stem, row, (older, number))
+                # First, since it may fail: then the row is followed another time.
                 found = self.outcome(ticket, older, number, sure=False)
+                self._rebind(stem, row, (older, number))
                 if found is not None:
                     self.unbind(older, number, ticket)
-                    ended.append((ticket, found))
-        return ended
+                    yield ticket, found
 
     # -- cancelling ----------------------------------------------------------------------
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,14 +24,7 @@ from fsbroker.spool import forms
 from fsbroker.spool.files import Files
 from fsbroker.spool.layout import Area, Presence, is_agent, parse_pack
 from fsbroker.spool.presence import listing
-from fsbroker.spool.streams import (
-    MOST_ROWS,
-    RESULTS,
-    ResultFile,
-    entries,
-    is_seal,
-    require_gone,
-)
+from fsbroker.spool.streams import MOST_ROWS, RESULTS, ResultFile, entries, is_seal
 from fsbroker.task import KEY_BYTES, Status, Value
 
 T = TypeVar("T")
@@ -174,7 +168,7 @@ class Results:
             try:
                 file = self._result(agent, number, last=number == numbers[-1])
             except FileNotFoundError:
-                require_gone(self._files, [self._area.stream_file(agent, number)])
+                _require_gone(self._files, [self._area.stream_file(agent, number)])
                 file, missed = None, True
             if file is not None:
                 self._news.append(file)
@@ -427,7 +421,7 @@ class Results:
                 gone.add(path)
             except (FileDamaged, FileRefused):
                 useless.add(path)
-        require_gone(self._files, gone)
+        _require_gone(self._files, gone)
         self._drop(gone | useless)
         self._read_packs()
 
@@ -449,3 +443,22 @@ class Results:
     def present(self) -> list[Presence]:
         """The agents that the last poll saw."""
         return list(self._present.values())
+
+
+def _require_gone(files: Files, paths: Iterable[str]) -> None:
+    """Of files that were listed and cannot be found: that they are listed no more.
+
+    Raises:
+        OSError: one is. So it was not packed, and the error passes (ESTALE where the file
+            server began anew): who went on would miss its outcomes for ever.
+    """
+    names: dict[str, set[str]] = {}
+    for path in paths:
+        directory, _, name = path.rpartition("/")
+        names.setdefault(directory, set()).add(name)
+    for directory, sought in names.items():
+        with suppress(FileNotFoundError):
+            files.touch_directory(directory)
+            if listed := sought.intersection(files.names(directory)):
+                path = f"{directory}/{min(listed)}"
+                raise OSError(errno.EAGAIN, "A file is listed, and cannot be found now", path)

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fsbroker.errors import FileDamaged, FileRefused
+from fsbroker.errors import FileDamaged
 from fsbroker.spool import forms
 from fsbroker.spool.container import Container, Image, image, token_of
 from fsbroker.spool.files import Files
@@ -343,25 +342,6 @@ def entries(files: Files, area: Area, agent: str) -> list[int]:
     return sorted(n for name in names if (n := parse_stream_file(name)) is not None)
 
 
-def require_gone(files: Files, paths: Iterable[str]) -> None:
-    """Of files that were listed and cannot be found: that they are listed no more.
-
-    Raises:
-        OSError: one is. So it was not packed, and the error passes (ESTALE where the file
-            server began anew): who went on would miss its outcomes for ever.
-    """
-    names: dict[str, set[str]] = {}
-    for path in paths:
-        directory, _, name = path.rpartition("/")
-        names.setdefault(directory, set()).add(name)
-    for directory, sought in names.items():
-        with suppress(FileNotFoundError):
-            files.touch_directory(directory)
-            if listed := sought.intersection(files.names(directory)):
-                path = f"{directory}/{min(listed)}"
-                raise OSError(errno.EAGAIN, "A file is listed, and cannot be found now", path)
-
-
 def is_seal(files: Files, area: Area, agent: str, number: int) -> bool:
     try:
         return files.readlink(area.stream_file(agent, number)).startswith("seal ")
@@ -399,26 +379,3 @@ def seal(files: Files, area: Area, agent: str, *, by: str) -> int:
         except OSError:
             pass
         # Whoever won the number, the next listing tells; and that nothing stands higher.
-
-
-def results_of(
-    files: Files, area: Area, agent: str, first: int = 0
-) -> Iterator[tuple[int, ResultFile | None]]:
-    """The files of a stream from a number on, by a fresh listing; None for a seal.
-
-    Raises:
-        FileDamaged: after the good ones before it.
-    """
-    for number in entries(files, area, agent):
-        if number < first:
-            continue
-        path = area.stream_file(agent, number)
-        try:
-            yield number, ResultFile(files, path)
-        except FileNotFoundError:
-            require_gone(files, [path])
-            continue  # packed meanwhile
-        except FileRefused:
-            if not is_seal(files, area, agent, number):
-                raise
-            yield number, None

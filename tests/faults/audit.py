@@ -41,12 +41,13 @@ def outcomes(spool: Spool) -> dict[Row, Seen]:
     places: dict[Row, str] = {}
     for agent in files.names(area.results):
         if is_agent(agent):
-            for number, file in streams.results_of(files, area, agent):
-                if file is not None:
-                    path = area.stream_file(agent, number)
-                    for row, seen in _read(file):
-                        assert row not in places, f"{row} in {places[row]} and in {path}"
-                        places[row], found[row] = path, seen
+            for number in streams.entries(files, area, agent):
+                if streams.is_seal(files, area, agent, number):
+                    continue
+                path = area.stream_file(agent, number)
+                for row, seen in _read(ResultFile(files, path)):
+                    assert row not in places, f"{row} in {places[row]} and in {path}"
+                    places[row], found[row] = path, seen
     for name in filter(parse_pack, files.names(area.packs)):
         path = f"{area.packs}/{name}"
         with ResultFile(files, path) as file:

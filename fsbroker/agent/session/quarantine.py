@@ -41,10 +41,9 @@ class Quarantine:
 
     def _is_of_another(self, path: str) -> bool:
         """In the stream of another agent, which is present."""
-        others = (one.agent for one in self._holdings.results.present())
-        streams = [self._area.stream(agent) + "/" for agent in others]
-        own = self._area.stream(self._holdings.agent) + "/"
-        return not path.startswith(own) and path.startswith(tuple(streams))
+        me, present = self._holdings.agent, self._holdings.results.present()
+        others = [self._area.stream(one.agent) + "/" for one in present if one.agent != me]
+        return path.startswith(tuple(others))
 
     def _is_top(self, path: str) -> bool:
         """The highest file of a stream: it tells the next number, and stays."""
