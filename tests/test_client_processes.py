@@ -108,6 +108,20 @@ def test_a_script_ends_with_work_pending_and_the_work_goes_on(spool, tmp_path, e
     assert begun.read_text() == "x"
 
 
+def test_a_script_whose_executor_lives_to_the_end_says_nothing(spool):
+    """The files that it holds open are closed when modules have lost their names."""
+    text = """
+        import fsbroker
+        def square(number):
+            time.sleep(0.05)
+            return number**2
+        with fsbroker.ClusterExecutor(argv[0], max_workers=2, watch="polling") as executor:
+            futures = [executor.submit(square, number) for number in range(20)]
+            assert [future.result(30) for future in futures] == [n**2 for n in range(20)]
+    """
+    assert ended(script(text, spool)) == ("", "")
+
+
 def test_everything_that_was_submitted_is_in_the_spool(spool):
     submitting = """
         import fsbroker

@@ -132,10 +132,13 @@ class OpenFile:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        # A file system that is gone; nothing was written. At the interpreter's end, os.close too.
-        with suppress(OSError, TypeError):
-            self.close()
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        # At the interpreter's end this module's names are gone: only arguments and builtins stay.
+        try:
+            if self._fd >= 0:
+                close(self._fd)
+        except OSError:
+            pass  # a file system that is gone; nothing was written
 
 
 class Files:
